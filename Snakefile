@@ -1,0 +1,57 @@
+# Latent Footprint, the story on one page: images become cohorts, cohorts train models, models generate samples, samples
+# are audited; every one of these stages is metered, and the records become prices, comparisons and a dashboard.
+# `snakemake --list-target-rules` prints the targets; README.md says how to begin.
+
+
+configfile: "config/config.yaml"
+
+
+# One environment serves every rule: `make study` installs it from pyproject.toml. With `--sdm apptainer` this image does.
+container: "docker://python:3.11-slim"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/cohort.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/sample.smk"
+include: "workflow/rules/audit.smk"
+include: "workflow/rules/emissions.smk"
+include: "workflow/rules/carbon.smk"
+include: "workflow/rules/dashboard.smk"
+
+
+rule all:
+    """The whole study: tables, dashboard and summary."""
+    default_target: True
+    input:
+        "results/dashboard/index.html",
+        "results/summary.txt",
+    localrule: True
+
+
+rule cohorts:
+    input:
+        artefacts("cohorts", "cohort.json"),
+    """Only the images, prepared and split by patient."""
+    localrule: True
+
+
+rule models:
+    input:
+        artefacts("models", "model.pt"),
+    """Only the trained models."""
+    localrule: True
+
+
+rule samples:
+    input:
+        artefacts("runs", "samples.npy"),
+    """Only the generated images and volumes."""
+    localrule: True
+
+
+rule ledger:
+    input:
+        "results/emissions/ledger.csv",
+    """Everything measured, before any price."""
+    localrule: True

@@ -1,0 +1,1 @@
+"""Everything about energy and carbon: metering, ledger, prices, comparisons, dashboard. Knows nothing of models."""

@@ -1,0 +1,48 @@
+"""Allocation: every joule of the ledger to the runs that needed it.
+
+A stage that several runs share (images, cohort, autoencoder, model) is split equally over the runs that use
+it, by the plan's columns. Nothing is lost or doubled: the shares of a row add up to the row.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from emissions.phases import phase_of
+
+EXTENSIVE_COLUMNS = (
+    "duration_s", "energy_kwh", "energy_low_kwh", "energy_high_kwh", "wasted_kwh",
+    "emissions_g", "emissions_low_g", "emissions_high_g",
+)  # fmt: skip
+
+
+def allocate(priced: pd.DataFrame, plan: pd.DataFrame) -> pd.DataFrame:
+    """One row per ledger row and run that uses it: the plan's columns, `stage`, `phase`, `item`, the share of
+    every extensive column, `parameters` of the stage, and `samples` that the run generated (only in its
+    generation row).
+
+    priced: a ledger with emissions. plan: one row a run.
+    Raises ValueError naming a stage that is unknown or an item that the plan does not have.
+    """
+    columns = [column for column in EXTENSIVE_COLUMNS if column in priced.columns]
+    runs = plan.drop(columns="samples", errors="ignore")
+    pieces = []
+    for stage, rows in priced.groupby("stage", sort=False):
+        phase, key = phase_of(str(stage))
+        work = rows[["stage", "item", "samples", "parameters", *columns]].astype(
+            dict.fromkeys(("samples", "parameters", *columns), "float64")
+        )
+        unused = sorted(set(work["item"]) - set(plan[key]))
+        if unused:
+            raise ValueError(f"the ledger has {stage} {unused[0]}, which no run of the plan uses")
+        piece = work.merge(runs.assign(phase=phase), left_on="item", right_on=key)
+        piece[columns] = piece[columns].div(piece.groupby("item")["run"].transform("size"), axis=0)
+        pieces.append(piece if phase == "generation" else piece.assign(samples=0.0))
+    if not pieces:
+        raise ValueError("the ledger has no rows: run the study first")
+    return pd.concat(pieces, ignore_index=True)
+
+
+def sample_kind(spatial_dims: int) -> str:
+    """What one sample is: an image in 2D, a volume in 3D."""
+    return "image" if spatial_dims == 2 else "volume"

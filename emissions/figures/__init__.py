@@ -1,0 +1,29 @@
+"""Figures: pure functions from a table to a plotly figure."""
+
+from emissions.figures.cost import (
+    break_even,
+    by_devices,
+    by_resolution,
+    by_sampler,
+    by_size,
+    by_stage,
+    training_against_generation,
+)
+from emissions.figures.grid import season_heat_map, world_map
+from emissions.figures.methods import codecarbon_ratio, components
+from emissions.figures.quality import fidelity
+
+__all__ = [
+    "break_even",
+    "by_devices",
+    "by_resolution",
+    "by_sampler",
+    "by_size",
+    "by_stage",
+    "codecarbon_ratio",
+    "components",
+    "fidelity",
+    "season_heat_map",
+    "training_against_generation",
+    "world_map",
+]

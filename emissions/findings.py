@@ -1,0 +1,240 @@
+"""What the tables say, in plain sentences: pure functions from a table to the text above its figure."""
+
+from __future__ import annotations
+
+from calendar import month_name
+from collections.abc import Callable
+
+import pandas as pd
+
+from emissions.compare import EXTRAPOLATED_SAMPLES
+from emissions.figures.cost import sampler_label
+from emissions.figures.quality import FID_NAME, frontier
+from emissions.figures.theme import (
+    a_unit,
+    energy_text,
+    family_name,
+    groups_of,
+    mass_text,
+    ratio_text,
+    sampler_name,
+    shape_name,
+    significant,
+    stage_name,
+    unit_name,
+)
+
+
+def two_digits(value: float) -> str:
+    return significant(value, 2)
+
+
+_FID = "fid_efficientnet_lite0"
+
+
+def plural(count: int, word: str, words: str | None = None) -> str:
+    """1, "image" -> "1 image"; 2 -> "2 images"; `words` where the plural is not made by an s."""
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {words or word + 's'}"
+
+
+def range_text(values: pd.Series, text: Callable[[float], str] = two_digits) -> str:
+    """The span of a column in words: "3 to 8", or one number where both ends read alike."""
+    low, high = text(float(values.min())), text(float(values.max()))
+    return low if low == high else f"{low} to {high}"
+
+
+def training_against_generation(by_model: pd.DataFrame) -> str:
+    known = by_model.dropna(subset=["training_kwh", "generation_kwh_per_sample"])
+    if known.empty:
+        return "No model has been both trained and sampled."
+    sentences = []
+    for dims, group in groups_of(known, "spatial_dims"):
+        kind = unit_name(dims)
+        times = group["generation_kwh_per_sample"] * EXTRAPOLATED_SAMPLES / group["training_kwh"]
+        sentences.append(
+            f"{EXTRAPOLATED_SAMPLES:,} {kind}s would take {range_text(times)} times the energy of training"
+        )
+    return f"By extrapolation, {'; '.join(sentences)}."
+
+
+def break_even(by_model: pd.DataFrame) -> str:
+    known = by_model[by_model["break_even_samples"] > 0]
+    if known.empty:
+        return "No model has been both trained and sampled."
+    early = int((known["break_even_samples"] < EXTRAPOLATED_SAMPLES).sum())
+    spans = [
+        f"{range_text(group['break_even_samples'])} {unit_name(dims)}s"
+        for dims, group in groups_of(known, "spatial_dims")
+    ]
+    return (
+        f"Generating has cost as much as training after {' or '.join(spans)}. In {early} of {len(known)} "
+        f"combinations of model and sampler that is before {EXTRAPOLATED_SAMPLES:,}."
+    )
+
+
+def _widest(table: pd.DataFrame, column: str) -> tuple[pd.Series, pd.Series] | None:
+    """The cheapest and dearest row above zero, None unless two differ."""
+    known = table[table[column] > 0]
+    if len(known) < 2:
+        return None
+    ordered = known.sort_values(column)
+    return ordered.iloc[0], ordered.iloc[-1]
+
+
+def by_size(table: pd.DataFrame) -> str:
+    sentences = []
+    for dims, group in groups_of(table, "spatial_dims"):
+        ends = _widest(group, "generation_g_per_sample")
+        if ends is None:
+            continue
+        low, high = ends
+        ratio = high["generation_g_per_sample"] / low["generation_g_per_sample"]
+        kind = a_unit(dims)
+        sentences.append(
+            f"{kind.capitalize()} from {family_name(high['family'])} {high['size']} costs "
+            f"{ratio_text(ratio)} what one from {family_name(low['family'])} {low['size']} does."
+        )
+    return " ".join(sentences) or "The study has one size: add another to its matrix to compare."
+
+
+def by_resolution(table: pd.DataFrame) -> str:
+    sentences = []
+    for dims, group in groups_of(table, "spatial_dims"):
+        ordered = group[group["generation_g_per_sample"] > 0].sort_values("resolution")
+        if len(ordered) < 2:
+            continue
+        low, high = ordered.iloc[0], ordered.iloc[-1]
+        ratio = high["generation_g_per_sample"] / low["generation_g_per_sample"]
+        cells = (high["resolution"] / low["resolution"]) ** int(dims)
+        cell = "pixels" if dims == 2 else "voxels"
+        sentences.append(
+            f"From {shape_name(dims, low['resolution'])} to {shape_name(dims, high['resolution'])}, "
+            f"{significant(cells, 2)} times the {cell} cost {ratio_text(ratio)} as much."
+        )
+    return " ".join(sentences) or "Each dimension has one resolution: add another to the matrix to compare."
+
+
+def by_sampler(table: pd.DataFrame) -> str:
+    sentences = []
+    for dims, group in groups_of(table, "spatial_dims"):
+        ends = _widest(group, "generation_g_per_sample")
+        if ends is None:
+            continue
+        low, high = ends
+        ratio = high["generation_g_per_sample"] / low["generation_g_per_sample"]
+        sentences.append(
+            f"In {dims}D, {sampler_name(high['sampler'])} with {high['steps']} steps costs "
+            f"{ratio_text(ratio)} as much as {sampler_name(low['sampler'])} with {low['steps']}."
+        )
+    return " ".join(sentences) or "The study has one sampler: add another to its matrix to compare."
+
+
+def by_devices(table: pd.DataFrame) -> str:
+    sentences = []
+    for dims, group in groups_of(table, "spatial_dims"):
+        ends = _widest(group, "emissions_g_per_sample")
+        if ends is not None:
+            low, high = ends
+            ratio = high["emissions_g_per_sample"] / low["emissions_g_per_sample"]
+            sentences.append(
+                f"In {dims}D, {plural(int(high['devices']), 'device')} cost {ratio_text(ratio)} as much a "
+                f"sample as {plural(int(low['devices']), 'device')}, training included."
+            )
+    return " ".join(sentences) or "Each dimension ran on one number of devices."
+
+
+def by_stage(table: pd.DataFrame) -> str:
+    if table.empty:
+        return "No stage has run."
+    share = table.groupby("stage")["share_percent"].sum().sort_values(ascending=False)
+    phases = table.groupby("phase")["share_percent"].sum()
+    text = (
+        f"{stage_name(share.index[0]).capitalize()} takes the most, {two_digits(share.iloc[0])} % of the "
+        f"energy. Training is {two_digits(phases.get('training', 0.0))} % in all, generation "
+        f"{two_digits(phases.get('generation', 0.0))} %."
+    )
+    wasted = float(table["wasted_kwh"].sum())
+    return f"{text} Failed attempts took {energy_text(wasted)} of it." if wasted > 0 else text
+
+
+def world_map(by_zone: pd.DataFrame, study_zone: str) -> str:
+    ordered = by_zone.dropna(subset=["emissions_g"]).sort_values("emissions_g")
+    low, high = ordered.iloc[0], ordered.iloc[-1]
+    text = (
+        f"The same energy would emit {mass_text(low['emissions_g'])} in {low['zone_name']} and "
+        f"{mass_text(high['emissions_g'])} in {high['zone_name']}: "
+        f"{ratio_text(high['emissions_g'] / low['emissions_g'])} as much, on annual means."
+    )
+    own = ordered[ordered["zone"] == study_zone]
+    if own.empty:
+        return text
+    cleaner = int((ordered["emissions_g"] < own["emissions_g"].iloc[0]).sum())
+    dirtier = len(ordered) - 1 - cleaner
+    return f"{text} {own['zone_name'].iloc[0]} is cleaner than {dirtier} of {len(ordered)} zones."
+
+
+def season(by_season: pd.DataFrame, study_zone: str) -> str:
+    months = by_season.dropna(subset=["month"])
+    zones = months["zone"].nunique()
+    own = months[months["zone"] == study_zone]
+    if own.empty:
+        return (
+            "The study's zone has an annual value only and no months. "
+            f"{zones} zones have a typical year; these are some of them."
+        )
+    ordered = own.sort_values("carbon_intensity_g_per_kwh")
+    cleanest, dirtiest = ordered.iloc[0], ordered.iloc[-1]
+    extra = 100 * (dirtiest["carbon_intensity_g_per_kwh"] / cleanest["carbon_intensity_g_per_kwh"] - 1)
+    return (
+        f"In {own['zone_name'].iloc[0]}, {month_name[int(dirtiest['month'])]} is {extra:.0f} % dirtier than "
+        f"{month_name[int(cleanest['month'])]}. It stands first; below it are countries from "
+        "the largest swing to the smallest."
+    )
+
+
+def fidelity(table: pd.DataFrame) -> str:
+    known = table.dropna(subset=[_FID, "generation_g_per_sample"])
+    if known.empty:
+        return f"No run has an {FID_NAME}: there were too few samples."
+    best = frontier(known)
+    closest, cheapest = best.iloc[-1], best.iloc[0]
+    price = f"{mass_text(closest['generation_g_per_sample'])} {a_unit(closest['spatial_dims'])}"
+    text = f"Closest to the held-out images: {_run_name(closest)}, at {price}"
+    if len(best) == 1:
+        return f"{text}, which is also the cheapest."
+    cost = closest["generation_g_per_sample"] / cheapest["generation_g_per_sample"]
+    farther = cheapest[_FID] / closest[_FID]
+    return (
+        f"{text}. The cheapest, {_run_name(cheapest)}, emits {ratio_text(cost)} less, "
+        f"at {ratio_text(farther)} the distance."
+    )
+
+
+def _run_name(row: pd.Series) -> str:
+    return f"{family_name(row['family'])} {row['size']} with {sampler_label(row['sampler'], row['steps'])}"
+
+
+def components(by_method: pd.DataFrame) -> str:
+    present = by_method[by_method["present"] & (by_method["energy_kwh"] > 0)]
+    if present.empty:
+        return "No energy is known by component."
+    share = 100 * present.loc[present["measured"], "energy_kwh"].sum() / present["energy_kwh"].sum()
+    if share == 0:
+        return (
+            "No energy counter could be read, so all of the energy is estimated: read it with its interval."
+        )
+    if share > 99.95:
+        return "All of the energy was read from sensors."
+    return f"{share:.0f} % of the energy was read from sensors; models estimated the rest."
+
+
+def codecarbon(stages: pd.DataFrame) -> str:
+    if stages.empty:
+        return "CodeCarbon was not running beside these stages."
+    ours, theirs = stages["energy_kwh"].sum(), stages["codecarbon_kwh"].sum()
+    inside = stages["energy_low_kwh"].sum() <= theirs <= stages["energy_high_kwh"].sum()
+    return (
+        f"CodeCarbon ran beside these stages and counts {energy_text(theirs)} where we count "
+        f"{energy_text(ours)}: {significant(theirs / ours)} times ours, "
+        f"{'inside' if inside else 'outside'} our interval."
+    )

@@ -1,0 +1,130 @@
+"""Real and generated pictures of each cohort, for the page, with the patients behind them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image, UnidentifiedImageError
+
+from emissions.figures.cost import sampler_label
+from emissions.figures.quality import FID_NAME
+from emissions.figures.theme import (
+    a_unit,
+    family_name,
+    has_value,
+    mass_text,
+    shape_name,
+    significant,
+    size_rank,
+    unit_name,
+)
+from emissions.findings import plural
+
+
+def read_cohort(path: str | Path) -> dict[str, Any]:
+    try:
+        info = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); delete it and run prepare_cohort again") from error
+    wanted = (
+        "cohort",
+        "images",
+        "spatial_dims",
+        "resolution",
+        "patients_train",
+        "patients_heldout",
+        "images_train",
+        "images_heldout",
+    )
+    missing = [key for key in wanted if key not in info]
+    if missing:
+        raise ValueError(f"{path}: has no {', '.join(missing)}; run prepare_cohort again")
+    return info
+
+
+def by_folder(paths: Iterable[str | Path]) -> dict[str, Path]:
+    """Pictures by the key of their artefact, which is the folder's name."""
+    return {Path(path).parent.name: Path(path) for path in paths}
+
+
+def picture_source(path: Path) -> str:
+    """A picture as a data URI. WebP at full size: a fifth of the PNG's bytes, and dozens must fit a page.
+
+    Raises ValueError or OSError naming a file that is not a picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            content = io.BytesIO()
+            picture.convert("L").save(content, format="WEBP", quality=86, method=6)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path}: not a picture; delete it and run its stage again") from error
+    return "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def patients_text(info: Mapping[str, Any]) -> str:
+    return f"{plural(info['patients_train'], 'patient')} in training, {info['patients_heldout']:,} held out"
+
+
+def shown_cohorts(
+    infos: list[dict[str, Any]],
+    runs: pd.DataFrame,
+    fidelity: pd.DataFrame,
+    pictures: Mapping[str, Path],
+    real: Mapping[str, Path],
+) -> list[dict[str, Any]]:
+    """Each cohort with its real picture, then its runs' by family, size and sampler."""
+    scores = fidelity.set_index("run").to_dict("index") if len(fidelity) else {}
+    shown = []
+    for info in sorted(infos, key=lambda info: (info["spatial_dims"], info["resolution"])):
+        cohort, dims = info["cohort"], info["spatial_dims"]
+        kind = unit_name(dims)
+        own = runs[(runs["cohort"] == cohort) & runs["run"].isin(list(pictures))]
+        own = own.assign(rank=own["size"].map(size_rank)).sort_values(
+            ["family", "rank", "sampler", "steps"], ascending=[False, True, True, True]
+        )
+        left_out = [f"{patient['patient']} ({patient['reason']})" for patient in info.get("skipped", [])]
+        shown.append(
+            {
+                "title": f"{info['images'].upper()} in {shape_name(dims, info['resolution'])}",
+                "patients": f"{patients_text(info)}: {plural(info['images_train'], kind)} in training and "
+                f"{plural(info['images_heldout'], kind)} held out."
+                + (
+                    f" Training saw {plural(info['copies'], 'augmented copy', 'augmented copies')} of each."
+                    if info.get("copies")
+                    else ""
+                )
+                + (f" Left out: {', '.join(left_out)}." if left_out else ""),
+                "real": picture_source(real[cohort]) if cohort in real else None,
+                "real_caption": patients_text(info),
+                "columns": _columns(
+                    len(own) + (cohort in real), (2, 3) if info["spatial_dims"] > 2 else (3, 4, 5)
+                ),
+                "pictures": [_picture(row, pictures[row["run"]], scores) for row in own.to_dict("records")],
+            }
+        )
+    return shown
+
+
+def _columns(count: int, choices: Iterable[int]) -> int:
+    """Pictures in a row: the choice that leaves the fewest empty places, the largest of equals."""
+    return min(choices, key=lambda columns: (-count % columns, -columns))
+
+
+def _picture(row: dict[str, Any], path: Path, scores: Mapping[Any, Mapping[Any, Any]]) -> dict[str, str]:
+    score = scores.get(row["run"], {})
+    parts = []
+    if has_value(score.get("generation_g_per_sample")):
+        parts.append(f"{mass_text(score['generation_g_per_sample'])} {a_unit(row['spatial_dims'])}")
+    if has_value(score.get("fid_efficientnet_lite0")):
+        parts.append(f"{FID_NAME} {significant(score['fid_efficientnet_lite0'])}")
+    return {
+        "label": f"{family_name(row['family'])} {row['size']}, {sampler_label(row['sampler'], row['steps'])}",
+        "caption": "; ".join(parts),
+        "source": picture_source(path),
+    }

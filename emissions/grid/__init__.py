@@ -1,0 +1,1 @@
+"""The world's electricity grids: zones and their carbon intensity."""

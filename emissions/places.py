@@ -1,0 +1,109 @@
+"""The study's energy in other places and at other times of the year: arithmetic on energy that was measured
+once.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from emissions.allocation import sample_kind
+from emissions.equivalents import car_km
+from emissions.grid.intensity import NO_SEASONS, annual_intensity_of, typical_intensity_of
+from emissions.grid.zones import all_zones, data_table
+from emissions.pricing import check_pue, operational_emissions_g
+
+
+def by_zone(shares: pd.DataFrame, year: int, pue: float) -> pd.DataFrame:
+    """The study's total at the annual mean of each of the 352 zones that have one, cleanest first.
+
+    shares: `allocation.allocate`. Per image and per volume: all emissions of the 2D (3D) runs over their
+    samples. Raises ValueError for a PUE below 1.
+    """
+    check_pue(pue)
+    low, energy, high = (shares[f"energy{bound}_kwh"].sum() for bound in ("_low", "", "_high"))
+    annual, seasonal = (
+        set(data_table(f"{name}.csv")["zone"]) for name in ("annual_intensity", "typical_year")
+    )
+    per_sample = _energy_per_sample(shares)
+    rows = []
+    for zone in all_zones().values():
+        if zone.zone not in annual:
+            continue
+        intensity = annual_intensity_of(zone, year)
+        value = intensity.value_g_per_kwh
+        grams = operational_emissions_g(energy, pue, value)
+        rows.append(
+            {
+                "zone": zone.zone,
+                "zone_name": zone.zone_name,
+                "country": zone.country,
+                "energy_kwh": energy,
+                "pue": float(pue),
+                "carbon_intensity_g_per_kwh": value,
+                "intensity_source": intensity.source,
+                "intensity_kind": intensity.kind,
+                "year": intensity.year,
+                "has_seasonal_data": zone.zone in seasonal,
+                "emissions_g": grams,
+                "emissions_low_g": operational_emissions_g(low, pue, value),
+                "emissions_high_g": operational_emissions_g(high, pue, value),
+                "car_km": car_km(grams),
+                **{f"emissions_g_per_{kind}": kwh * pue * value for kind, kwh in per_sample.items()},
+            }
+        )
+    table = pd.DataFrame(rows).sort_values(["carbon_intensity_g_per_kwh", "zone"], ignore_index=True)
+    smallest = table["carbon_intensity_g_per_kwh"].min()
+    return table.assign(ratio_to_smallest=table["carbon_intensity_g_per_kwh"] / smallest)
+
+
+def by_season(shares: pd.DataFrame, year: int, pue: float) -> pd.DataFrame:
+    """The study's total in each month of each zone with a typical year (the mean over all hours of the
+    month).
+
+    Every other zone has one row without a month, whose basis says that there is an annual value only.
+    `ratio_to_smallest` compares the months of one zone. Raises ValueError for a PUE below 1.
+    """
+    check_pue(pue)
+    energy = shares["energy_kwh"].sum()
+    per_sample = _energy_per_sample(shares)
+    rows = []
+    for zone in all_zones().values():
+        place = {"zone": zone.zone, "zone_name": zone.zone_name, "country": zone.country}
+        place["hemisphere"] = zone.hemisphere
+        typical = typical_intensity_of(zone)
+        if typical is None:
+            months: list[tuple] = [
+                (None, None, annual_intensity_of(zone, year).value_g_per_kwh, None, NO_SEASONS)
+            ]
+        else:
+            means = typical.month_means()
+            months = [
+                (month, zone.season(month), mean, mean / means.min(), typical.basis)
+                for month, mean in enumerate(means, start=1)
+            ]
+        rows += [
+            {
+                **place,
+                "month": month,
+                "season": season,
+                "energy_kwh": energy,
+                "pue": float(pue),
+                "carbon_intensity_g_per_kwh": value,
+                "emissions_g": operational_emissions_g(energy, pue, value),
+                **{f"emissions_g_per_{kind}": kwh * pue * value for kind, kwh in per_sample.items()},
+                "ratio_to_smallest": ratio,
+                "basis": basis,
+            }
+            for month, season, value, ratio, basis in months
+        ]
+    return pd.DataFrame(rows).astype({"month": "Int64", "ratio_to_smallest": "float64"})
+
+
+def _energy_per_sample(shares: pd.DataFrame) -> dict[str, float]:
+    """kWh per image and per volume: everything that the runs of that kind took over the samples they made."""
+    kinds = shares["spatial_dims"].map(sample_kind)
+    per_sample = {}
+    for kind in ("image", "volume"):
+        energy, samples = shares.loc[kinds == kind, ["energy_kwh", "samples"]].sum()
+        per_sample[kind] = energy / samples if samples else float("nan")
+    return per_sample

@@ -1,0 +1,385 @@
+"""The dashboard's sections: which figures there are, the finding above each, and the numbers behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from emissions import figures, findings
+from emissions.figures.methods import stage_energy
+from emissions.figures.quality import FID_NAME
+from emissions.figures.theme import (
+    MONTHS,
+    count_text,
+    energy_text,
+    family_name,
+    groups_of,
+    has_value,
+    mass_text,
+    rows_of,
+    sampler_name,
+    shape_name,
+    significant,
+    stage_name,
+)
+from emissions.grid.intensity import NO_SEASONS
+from emissions.grid.zones import data_table
+
+Formatter = Callable[[Any], str]
+Columns = dict[str, tuple[str, Formatter | None]]  # column -> heading, formatter (None: text)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; `number` columns stand to the right."""
+
+    columns: list[dict[str, Any]]
+    rows: list[list[str]]
+    title: str = ""
+    lead: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure with the sentence above it and the numbers below."""
+
+    id: str
+    title: str
+    lead: str
+    figure: go.Figure
+    table: Table | None = None
+    note: str = ""
+    shape: str = ""  # "wide": both columns; "tall": beside two others
+
+    @property
+    def height(self) -> int:
+        return int(self.figure.layout.height)
+
+    @property
+    def legend(self) -> list[dict[str, Any]]:
+        return list((self.figure.layout.meta or {}).get("legend", []))
+
+
+@dataclass(frozen=True)
+class Section:
+    id: str
+    title: str
+    intro: str = ""
+    charts: list[Chart] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+
+def text_table(frame: pd.DataFrame, columns: Columns, title: str = "", lead: str = "") -> Table:
+    """The named columns of a table as texts; what is unknown is a dash."""
+    rows = [
+        [_cell(row[column], write) for column, (_, write) in columns.items()]
+        for row in frame.to_dict("records")
+    ]
+    heads = [{"name": heading, "number": write is not None} for heading, write in columns.values()]
+    return Table(heads, rows, title, lead)
+
+
+def _cell(value: Any, write: Formatter | None) -> str:
+    if not has_value(value):
+        return "\N{EN DASH}"
+    return write(value) if write else str(value)
+
+
+_PER_SAMPLE: Columns = {
+    "generation_g_per_sample": ("CO₂e to generate one", mass_text),
+    "generation_low_g_per_sample": ("low", mass_text),
+    "generation_high_g_per_sample": ("high", mass_text),
+    "emissions_g_per_sample": ("all stages, one", mass_text),
+    "energy_kwh": ("Energy in all", energy_text),
+    "samples": ("Samples", count_text),
+    "ratio_to_smallest": ("Ratio", significant),
+}
+_DIMS: Columns = {"spatial_dims": ("Dimensions", lambda dims: f"{int(dims)}D")}
+
+
+def all_sections(tables: dict[str, pd.DataFrame], study_zone: str) -> list[Section]:
+    """Sections in the order of the page. tables: those of `compare.write_comparisons`, and `ledger`."""
+    return [
+        training_section(tables["by_model"]),
+        choices_section(tables),
+        place_section(tables["by_zone"], tables["by_season"], study_zone),
+        quality_section(tables["fidelity"]),
+        Section(
+            "images",
+            "Real and generated images",
+            "What the grams bought: generated images beside real ones of the same cohort.",
+        ),
+        methods_section(tables["ledger"], tables["by_method"]),
+    ]
+
+
+def training_section(by_model: pd.DataFrame) -> Section:
+    named = by_model.assign(
+        name=[f"{family_name(row.family)} {row.size}" for row in rows_of(by_model)],
+        shape=[shape_name(row.spatial_dims, row.resolution) for row in rows_of(by_model)],
+        way=[f"{sampler_name(row.sampler)}, {row.steps}" for row in rows_of(by_model)],
+    )
+    table = text_table(
+        named,
+        {
+            "name": ("Model", None),
+            "shape": ("Shape", None),
+            "way": ("Sampler, steps", None),
+            "training_g": ("Training", mass_text),
+            "generation_g": ("Generation as run", mass_text),
+            "samples": ("Samples", count_text),
+            "generation_g_per_sample": ("One sample", mass_text),
+            "break_even_samples": ("Break-even samples", count_text),
+        },
+    )
+    charts = [
+        Chart(
+            "training",
+            "Training against generation",
+            findings.training_against_generation(by_model),
+            figures.training_against_generation(by_model),
+            table,
+            "Filled marks are what this study ran. Hollow marks are extrapolated: the cost of one sample "
+            "times 10,000, the number the Latent Pollution Model study generated.",
+        ),
+        Chart(
+            "break-even",
+            "When generating overtakes training",
+            findings.break_even(by_model),
+            figures.break_even(by_model),
+            None,
+            "Left of the dotted line, generating 10,000 samples costs more than training did. Training "
+            "includes the model's share of its autoencoder.",
+        ),
+    ]
+    return Section("cost", "Training is paid once, generating every time", "", charts)
+
+
+def choices_section(tables: dict[str, pd.DataFrame]) -> Section:
+    size, resolution, sampler = tables["by_size"], tables["by_resolution"], tables["by_sampler"]
+    named = size.assign(name=[f"{family_name(row.family)} {row.size}" for row in rows_of(size)])
+    of_size: Columns = {
+        **_DIMS,
+        "name": ("Model", None),
+        "parameters": ("Parameters", count_text),
+        **_PER_SAMPLE,
+    }
+    of_resolution: Columns = {**_DIMS, "resolution": ("Resolution", significant), **_PER_SAMPLE}
+    of_sampler: Columns = {
+        **_DIMS,
+        "sampler": ("Sampler", None),
+        "steps": ("Steps", significant),
+        **_PER_SAMPLE,
+    }
+    of_stage: Columns = {
+        "stage": ("Stage", None),
+        "phase": ("Phase", None),
+        **_DIMS,
+        "energy_kwh": ("Energy", energy_text),
+        "emissions_g": ("CO₂e", mass_text),
+        "emissions_low_g": ("low", mass_text),
+        "emissions_high_g": ("high", mass_text),
+        "share_percent": ("Share, %", significant),
+    }
+    note = "Whiskers: the interval of the energy. " + _matched_note(size, resolution, sampler)
+    charts = [
+        Chart(
+            "size",
+            "Model size",
+            findings.by_size(size),
+            figures.by_size(size),
+            text_table(named, of_size),
+            note,
+            "tall",
+        ),
+        Chart(
+            "sampler",
+            "Sampler and steps",
+            findings.by_sampler(sampler),
+            figures.by_sampler(sampler),
+            text_table(sampler, of_sampler),
+        ),
+        Chart(
+            "resolution",
+            "Resolution",
+            findings.by_resolution(resolution),
+            figures.by_resolution(resolution),
+            text_table(resolution, of_resolution),
+        ),
+        Chart(
+            "stage",
+            "Stage by stage",
+            findings.by_stage(tables["by_stage"]),
+            figures.by_stage(tables["by_stage"]),
+            text_table(
+                tables["by_stage"].assign(stage=tables["by_stage"]["stage"].map(stage_name)), of_stage
+            ),
+            shape="wide",
+        ),
+    ]
+    if tables["by_devices"]["devices"].nunique() > 1:
+        charts.insert(-1, _devices_chart(tables["by_devices"]))
+    intro = "Grams of CO₂e per image and per volume, at the study's own grid and hours."
+    return Section("choices", "What each choice costs", intro, charts)
+
+
+def _devices_chart(by_devices: pd.DataFrame) -> Chart:
+    columns: Columns = {**_DIMS, "devices": ("Devices", count_text), **_PER_SAMPLE}
+    table = text_table(by_devices, columns)
+    return Chart(
+        "devices",
+        "Devices",
+        findings.by_devices(by_devices),
+        figures.by_devices(by_devices),
+        table,
+        shape="wide",
+    )
+
+
+def _matched_note(*comparisons: pd.DataFrame) -> str:
+    if all(comparison["matched"].astype(bool).all() for comparison in comparisons):
+        return "Rows compare runs that are alike in everything else."
+    return "Where a study has no runs alike in everything else, rows compare all of its runs."
+
+
+def place_section(by_zone: pd.DataFrame, by_season: pd.DataFrame, study_zone: str) -> Section:
+    of_zone: Columns = {
+        "zone": ("Zone", None),
+        "zone_name": ("Name", None),
+        "carbon_intensity_g_per_kwh": ("g/kWh", significant),
+        "emissions_g": ("CO₂e of this study", mass_text),
+        "ratio_to_smallest": ("Ratio to the cleanest", significant),
+    }
+    charts = [
+        Chart(
+            "world",
+            "Where it runs",
+            findings.world_map(by_zone, study_zone),
+            figures.world_map(by_zone, data_table("zone_points.csv"), study_zone),
+            text_table(by_zone, of_zone),
+            "Countries are polygons; parts of countries and small states are points. Pale grey: no zone of "
+            "its own. Average lifecycle intensity, annual means.",
+            shape="wide",
+        ),
+        Chart(
+            "season",
+            "When it runs",
+            findings.season(by_season, study_zone),
+            figures.season_heat_map(by_season, study_zone),
+            _season_table(by_season),
+            f"{by_season['month'].isna().sum()} zones are not drawn ({NO_SEASONS}).",
+            shape="wide",
+        ),
+    ]
+    return Section("place", "The same work elsewhere, and at another time of the year", "", charts)
+
+
+def _season_table(by_season: pd.DataFrame) -> Table:
+    months = by_season.dropna(subset=["month"])
+    wide = months.pivot(index=["zone", "zone_name"], columns="month", values="carbon_intensity_g_per_kwh")
+    wide.columns = [MONTHS[int(month) - 1] for month in wide.columns]
+    columns: Columns = {"zone": ("Zone", None), "zone_name": ("Name, g/kWh", None)}
+    columns |= {str(month): (str(month), significant) for month in wide.columns}
+    return text_table(wide.reset_index(), columns)
+
+
+def quality_section(fidelity: pd.DataFrame) -> Section:
+    columns: Columns = {
+        "run": ("Run", None),
+        "generation_g_per_sample": ("CO₂e, one sample", mass_text),
+        "fid_efficientnet_lite0": (FID_NAME, significant),
+        "kid_efficientnet_lite0": ("KID (EfficientNet-Lite0)", lambda value: f"{value:.3f}"),
+        "ms_ssim": ("MS-SSIM", lambda value: f"{value:.3f}"),
+        "samples": ("Samples", count_text),
+        "real_patients": ("Held-out patients", count_text),
+        "not_computed": ("Not computed", None),
+    }
+    charts = []
+    groups = list(groups_of(fidelity, ["spatial_dims", "resolution"]))
+    for (dims, resolution), group in groups:
+        chart = Chart(
+            f"fidelity-{dims}d-{resolution}",
+            f"{shape_name(dims, resolution)}, held out: {_patients(group)}",
+            findings.fidelity(group),
+            figures.fidelity(group),
+            text_table(group.sort_values("generation_g_per_sample"), columns),
+            shape="wide" if len(groups) % 2 == 1 and (dims, resolution) == groups[-1][0] else "",
+        )
+        charts.append(chart)
+    intro = (
+        f"{FID_NAME}: lower is closer to real images of patients the models never saw. With few patients it "
+        "ranks models of one study, and compares with no other study."
+    )
+    return Section("quality", "Fidelity against grams", intro, charts)
+
+
+def _patients(group: pd.DataFrame) -> str:
+    held_out = group["real_patients"].dropna() if "real_patients" in group else pd.Series(dtype=float)
+    return findings.plural(int(held_out.max()), "patient") if len(held_out) else "number of patients unknown"
+
+
+def methods_section(ledger: pd.DataFrame, by_method: pd.DataFrame) -> Section:
+    present = by_method[by_method["present"].astype(bool)]
+    named = present.assign(
+        component=present["component"].str.upper(),
+        how=present["measured"].map({True: "measured", False: "estimated"}),
+    )
+    of_method: Columns = {
+        "component": ("Component", None),
+        "method": ("Method", None),
+        "how": ("How", None),
+        "energy_kwh": ("Energy", energy_text),
+        "share_percent": ("Share, %", significant),
+        "rows": ("Stages and items", count_text),
+    }
+    stages = stage_energy(ledger)
+    ratios = stages.assign(
+        stage=stages["stage"].map(stage_name), ratio=stages["codecarbon_kwh"] / stages["energy_kwh"]
+    )
+    of_stage: Columns = {
+        "stage": ("Stage", None),
+        "energy_kwh": ("Ours", energy_text),
+        "energy_low_kwh": ("low", energy_text),
+        "energy_high_kwh": ("high", energy_text),
+        "codecarbon_kwh": ("CodeCarbon", energy_text),
+        "ratio": ("Ratio", significant),
+    }
+    charts = [
+        Chart(
+            "components",
+            "Energy by component and method",
+            findings.components(by_method),
+            figures.components(by_method),
+            text_table(named, of_method),
+            "Hatched: estimated by a model. Solid: read from a sensor.",
+        ),
+        Chart(
+            "codecarbon",
+            "CodeCarbon beside our own count",
+            findings.codecarbon(stages),
+            figures.codecarbon_ratio(ledger),
+            text_table(ratios, of_stage),
+        ),
+    ]
+    return Section("methods", "What was measured, what was estimated", "", charts, list(_warnings(ledger)))
+
+
+def _warnings(ledger: pd.DataFrame) -> Iterable[Table]:
+    told = ledger[ledger["warnings"].map(has_value)]
+    if told.empty:
+        return
+    grouped = told.groupby("warnings", sort=False)
+    frame = grouped.agg(
+        stages=("stage", lambda stages: ", ".join(dict.fromkeys(map(stage_name, stages)))),
+        rows=("item", "size"),
+    )
+    yield text_table(
+        frame.reset_index(),
+        {"warnings": ("Warning", None), "stages": ("Stages", None), "rows": ("Rows", count_text)},
+        "Warnings of the meters",
+        f"{findings.plural(len(told), 'row')} of the ledger's {len(ledger):,} came with a warning.",
+    )

@@ -1,0 +1,147 @@
+"""The stages of the autoencoder: train it, and encode a cohort once for all models that train on its latents."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import AutoencoderKL
+from torch import Tensor, nn
+
+from models import checkpoint
+from models.data.cohort import load_cohort
+from models.device import best_device
+from models.files import atomic_path
+from models.loop import Training, make_accelerator, train
+from models.networks.autoencoder import build_autoencoder
+from models.networks.denoiser import count_parameters
+from models.work import Work, count_flops
+
+logger = logging.getLogger(__name__)
+
+
+def train_autoencoder(
+    plan: dict[str, Any],
+    settings: dict[str, Any],
+    training: dict[str, Any],
+    cohort_dir: str | Path,
+    autoencoder_path: str | Path,
+    info_path: str | Path,
+) -> Work:
+    """Train the autoencoder of a cohort on its training images, whole or in random crops.
+
+    The loss is the mean absolute error plus `kl_weight` times the divergence of the latents from a standard normal.
+
+    Args:
+        plan: row with `autoencoder` and `spatial_dims`.
+        settings: the config's `autoencoder`.
+        training: the config's `training`.
+        cohort_dir: with train.npy and heldout.npy.
+        autoencoder_path: the weights, and what rebuilds the network.
+        info_path: JSON: parameters, losses, error on the held-out images.
+    """
+    dims = f"{plan['spatial_dims']}d"
+    cohort = load_cohort(cohort_dir)
+    images = torch.from_numpy(np.array(cohort.train))  # (N, 1, *image)
+    network = build_autoencoder(plan["spatial_dims"], settings)
+    accelerator = make_accelerator(training["precision"])
+    crop = settings["crop"][dims]
+    length = Training(
+        images=settings["images"][dims],
+        batch_size=settings["batch_size"][dims],
+        learning_rate=settings["learning_rate"],
+        warmup_images=settings["images"][dims] // 20,
+        precision=training["precision"],
+        checkpoint_every_s=training["checkpoint_every_s"],
+    )
+
+    def loss(autoencoder: nn.Module, batch: Tensor, noise: torch.Generator) -> Tensor:
+        x = torch.stack([random_crop(images[i], crop, noise) for i in batch.cpu()]).to(accelerator.device)  # (N, 1, *)
+        reconstruction, mean, deviation = (part.float() for part in autoencoder(x))  # (N, 1, *), (N, C, *latent) twice
+        divergence = 0.5 * (mean**2 + deviation**2 - torch.log(deviation**2) - 1).flatten(1).sum(1).mean()
+        return F.l1_loss(reconstruction, x) + settings["kl_weight"] * divergence
+
+    resume_path = Path(autoencoder_path).with_name("checkpoint.pt")
+    identity = checkpoint.identity_of(plan, settings, cohort.info, list(images.shape))
+    result = train(network, loss, len(images), length, accelerator, resume_path, identity, plan["autoencoder"])
+
+    trained = network.eval().to(accelerator.device)
+    error = reconstruction_error(trained, torch.from_numpy(np.array(cohort.heldout)), accelerator.device)
+    shape = (1, 1, *([crop] * plan["spatial_dims"] if crop else images.shape[2:]))
+    info = {
+        "parameters": count_parameters(network),
+        "images_seen": result.images_seen,
+        "images_resumed": result.images_resumed,
+        "heldout_l1": error,
+        "losses": result.losses,
+    }
+    checkpoint.save({"plan": plan, "settings": settings, "weights": network.cpu().state_dict()}, autoencoder_path)
+    with atomic_path(info_path) as temporary:
+        temporary.write_text(json.dumps(info, indent=1))
+    resume_path.unlink(missing_ok=True)
+    seen = result.images_seen - result.images_resumed
+    return {
+        "images_seen": seen,
+        "voxels": seen * int(np.prod(shape)),
+        "flops": seen * count_flops(network, shape, train=True),
+        "parameters": info["parameters"],
+    }
+
+
+def encode_latents(
+    cohort_dir: str | Path, autoencoder_path: str | Path, latents_path: str | Path, batch_size: int
+) -> Work:
+    """Encode the training images of a cohort once.
+
+    Writes `latents`, (N, C, *latent) as float32 and of unit deviation, and `scale`, which made it so: 1 / deviation of
+    all latents (Rombach et al. 2022, appendix G).
+    """
+    cohort = load_cohort(cohort_dir)
+    autoencoder = load_autoencoder(autoencoder_path)
+    device = best_device()
+    autoencoder = autoencoder.to(device)
+    encoded = []
+    with torch.inference_mode():
+        for start in range(0, len(cohort.train), batch_size):
+            x = torch.from_numpy(np.array(cohort.train[start : start + batch_size])).to(device)  # (N, 1, *image)
+            encoded.append(autoencoder.encode(x)[0].cpu())  # (N, C, *latent)
+    latents = torch.cat(encoded)
+    scale = 1 / float(latents.std())
+    checkpoint.save({"latents": latents * scale, "scale": scale}, latents_path)
+    shape = (1, *cohort.train.shape[1:])
+    return {
+        "samples": len(cohort.train),
+        "voxels": int(cohort.train.size),
+        "flops": len(cohort.train) * count_flops(autoencoder, shape, method="encode"),
+        "parameters": count_parameters(autoencoder),
+    }
+
+
+def load_autoencoder(path: str | Path) -> AutoencoderKL:
+    """The trained autoencoder in a file, ready for use.
+
+    Raises:
+        ValueError: naming the file, if it is not readable.
+    """
+    state = checkpoint.load(path)
+    network = build_autoencoder(state["plan"]["spatial_dims"], state["settings"])
+    network.load_state_dict(state["weights"])
+    return network.eval()
+
+
+def random_crop(image: Tensor, side: int | None, generator: torch.Generator) -> Tensor:  # (1, *image) -> (1, *side)
+    """A crop at a random place, or the image where `side` is None."""
+    if side is None:
+        return image
+    starts = [int(torch.randint(size - side + 1, (), generator=generator)) for size in image.shape[1:]]
+    return image[(slice(None), *(slice(start, start + side) for start in starts))]
+
+
+@torch.inference_mode()
+def reconstruction_error(autoencoder: nn.Module, images: Tensor, device: torch.device) -> float:
+    """Mean absolute error of images (N, 1, *image), one at a time to spare memory."""
+    errors = [F.l1_loss(autoencoder(x.to(device))[0], x.to(device)) for x in images.split(1)]
+    return float(torch.stack(errors).mean())

@@ -1,0 +1,1 @@
+"""Real images, read and made into cohorts: bundled CT, own folders, MedMNIST."""

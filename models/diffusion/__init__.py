@@ -1,0 +1,1 @@
+"""One diffusion core for every network and any number of spatial dimensions."""

@@ -1,0 +1,173 @@
+"""The training loop of every network: counts images seen, averages weights, checkpoints, resumes, tells progress."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from models import checkpoint
+from models.device import resolve_precision
+from models.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+Loss = Callable[[nn.Module, Tensor, torch.Generator], Tensor]  # network, indices of a batch, noise -> mean loss
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how fast to train."""
+
+    images: int  # seen in all, over every device
+    batch_size: int  # over every device
+    learning_rate: float
+    warmup_images: int = 0
+    ema_decay: float = 0.0  # 0: no averaging
+    precision: str = "auto"
+    checkpoint_every_s: float = 60.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves."""
+
+    network: nn.Module  # with averaged weights where averaging was asked for
+    images_seen: int  # by this attempt and those that it resumed from
+    images_resumed: int  # of them, seen before this attempt
+    losses: list[tuple[int, float]]  # (images seen, mean loss since the last entry)
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """Device placement, precision and processes of a training."""
+    precision = resolve_precision(precision)
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+
+
+def train(
+    network: nn.Module,
+    loss: Loss,
+    items: int,
+    settings: Training,
+    accelerator: Accelerator,
+    checkpoint_path: str | Path,
+    identity: str,
+    name: str,
+) -> Trained:
+    """Minimise a loss over random batches, resuming from `checkpoint_path` if it holds this very training.
+
+    Batches depend on the seed and on images seen alone, so a resumed training sees what an uninterrupted one would have.
+    With several processes each takes its share of every batch. The checkpoint is deleted at the end by the caller,
+    who has then written the result.
+
+    Args:
+        network: trained in place.
+        loss: given the network, indices into the items (on the device) and a generator on the CPU, the mean loss.
+        items: number of training items.
+        settings: length, batch, learning rate, averaging, precision.
+        accelerator: from `make_accelerator`.
+        checkpoint_path: written every `settings.checkpoint_every_s` seconds.
+        identity: of this training, from `checkpoint.identity_of`.
+        name: shown with the progress.
+    """
+    share = settings.batch_size // accelerator.num_processes
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+    averaged = AveragedModel(network, multi_avg_fn=warmed_up_ema(settings.ema_decay)).to(accelerator.device)
+    seen, losses = 0, []
+    state = checkpoint.load_if_same(checkpoint_path, identity)
+    if state is not None:
+        network.load_state_dict(state["network"])
+        averaged.load_state_dict(state["averaged"])
+        optimizer.load_state_dict(state["optimizer"])
+        seen, losses = state["images_seen"], [tuple(entry) for entry in state["losses"]]
+        logger.info("%s resumes at %d of %d images", name, seen, settings.images)
+    resumed = seen
+    prepared, optimizer = accelerator.prepare(network, optimizer)
+    prepared.train()
+    progress = Progress(name, settings.images, resumed, quiet=not accelerator.is_main_process)
+    saved_at, since, total = time.monotonic(), 0, torch.zeros((), device=accelerator.device)
+
+    while seen < settings.images:
+        batch = batch_indices(items, settings.batch_size, settings.seed, seen)
+        mine = batch[accelerator.process_index * share : (accelerator.process_index + 1) * share].to(accelerator.device)
+        # One stream of noise per process and batch: a resumed training draws what an uninterrupted one would have.
+        generator = generator_of(settings.seed, seen, accelerator.process_index)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * rate(seen, settings)
+        with accelerator.autocast():
+            value = loss(prepared, mine, generator)
+        accelerator.backward(value)
+        accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if settings.ema_decay:
+            averaged.update_parameters(accelerator.unwrap_model(prepared))
+        seen += settings.batch_size
+        since, total = since + 1, total + value.detach()
+        if progress.due() or seen >= settings.images:
+            mean = finite(float(total), name, seen) / since
+            losses.append((seen, mean))
+            progress.tell(seen, f"loss {mean:.4f}")
+            since, total = 0, torch.zeros((), device=accelerator.device)
+        if accelerator.is_main_process and time.monotonic() - saved_at > settings.checkpoint_every_s:
+            finite(float(total), name, seen)
+            parts = {"network": accelerator.unwrap_model(prepared), "averaged": averaged, "optimizer": optimizer}
+            states = {part: holder.state_dict() for part, holder in parts.items()}
+            checkpoint.save({"identity": identity, "images_seen": seen, "losses": losses, **states}, checkpoint_path)
+            saved_at = time.monotonic()
+    progress.close()
+    final = averaged.module if settings.ema_decay else accelerator.unwrap_model(prepared)
+    return Trained(final.eval(), seen, resumed, losses)
+
+
+def finite(loss: float, name: str, seen: int) -> float:
+    """The loss, unless training has diverged: then nothing of it is worth keeping."""
+    if not math.isfinite(loss):
+        raise ValueError(f"{name}: the loss is {loss} after {seen} images; lower its learning_rate")
+    return loss
+
+
+def batch_indices(items: int, batch_size: int, seed: int, seen: int) -> Tensor:  # (batch_size,)
+    """The batch that starts after `seen` images: items in a new random order each time all have been seen."""
+    positions = (divmod(seen + i, items) for i in range(batch_size))
+    return torch.stack([random_order(items, seed, epoch)[place] for epoch, place in positions])
+
+
+@lru_cache(maxsize=2)
+def random_order(items: int, seed: int, epoch: int) -> Tensor:  # (items,)
+    """The order in which an epoch shows the items."""
+    return torch.randperm(items, generator=generator_of(seed, epoch))
+
+
+def generator_of(*numbers: int) -> torch.Generator:
+    """A stream of random numbers of its own for each combination of numbers."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+
+
+def rate(seen: int, settings: Training) -> float:
+    """Share of the learning rate: a linear rise, then half a cosine down to a tenth."""
+    if seen < settings.warmup_images:
+        return (seen + settings.batch_size) / (settings.warmup_images + settings.batch_size)
+    left = (seen - settings.warmup_images) / max(1, settings.images - settings.warmup_images)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, left)))
+
+
+def warmed_up_ema(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Exponential moving average whose memory grows with the training, so that short trainings are not held back."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+        memory = min(decay, (1 + int(updates)) / (10 + int(updates)))
+        torch._foreach_lerp_(averaged, current, 1 - memory)
+
+    return update

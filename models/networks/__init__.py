@@ -1,0 +1,1 @@
+"""Networks for any number of spatial dimensions: autoencoder, U-Net, diffusion transformer."""

@@ -1,0 +1,48 @@
+"""Model sizes as one table: what `size` in the matrix means for each family."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class UNetSize:
+    """Channels of each level; every level but the first halves the latent. Attention at the levels marked."""
+
+    channels: tuple[int, ...]
+    attention: tuple[bool, ...]
+    blocks: int  # residual blocks a level
+    head_channels: int
+
+
+@dataclass(frozen=True)
+class DiTSize:
+    """Depth in blocks, width of a token, attention heads."""
+
+    depth: int
+    width: int
+    heads: int
+
+
+# XS to L of the transformer are those of VolDiT (arXiv 2603.25181, released configurations). No published table gives
+# U-Nets by size: ours have about as many parameters in 3D as the transformer beside them.
+#
+#                        channels              attention                     blocks  head
+UNET_SIZES = {
+    "nano": UNetSize((32, 64),             (False, True),                1, 32),
+    "tiny": UNetSize((64, 128),            (False, True),                1, 32),
+    "XS":   UNetSize(( 64, 128, 192),      (False, False, True),         1, 32),
+    "S":    UNetSize(( 96, 160, 256),      (False, False, True),         1, 32),
+    "B":    UNetSize((128, 288, 416),      (False, False, True),         2, 32),
+    "L":    UNetSize((256, 576, 928),      (False, False, True),         2, 32),
+}  # fmt: skip
+
+#                     depth  width  heads
+DIT_SIZES = {
+    "nano": DiTSize(  4,     128,   4),
+    "tiny": DiTSize(  6,     192,   6),
+    "XS":   DiTSize(  6,     384,   6),
+    "S":    DiTSize( 12,     384,   6),
+    "B":    DiTSize( 12,     768,  12),
+    "L":    DiTSize( 24,    1152,  16),
+}  # fmt: skip
+
+SIZES = tuple(DIT_SIZES)

@@ -1,0 +1,150 @@
+"""The stage that trains a denoiser on cached latents."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import checkpoint
+from models.diffusion.process import ForwardProcess
+from models.files import atomic_path
+from models.loop import Training, make_accelerator, train
+from models.networks.denoiser import build_denoiser, count_parameters
+from models.work import Work, count_flops
+
+logger = logging.getLogger(__name__)
+
+
+def train_diffusion(
+    plan: dict[str, Any],
+    settings: dict[str, Any],
+    training: dict[str, Any],
+    latents_path: str | Path,
+    model_path: str | Path,
+    info_path: str | Path,
+) -> Work:
+    """Train the denoiser of a plan row, in this process or, for several devices, in one process each.
+
+    Args:
+        plan: row with `model`, `family`, `size`, `spatial_dims`, `devices`, `seed`.
+        settings: the config's `diffusion`.
+        training: the config's `training`.
+        latents_path: from `encode_latents`.
+        model_path: the averaged weights, and what rebuilds the network.
+        info_path: JSON: work done and the losses.
+
+    Raises:
+        ValueError: if there are GPUs, but fewer than the plan's devices.
+        RuntimeError: if one of several processes fails.
+    """
+    arguments = {
+        "plan": plan,
+        "settings": settings,
+        "training": training,
+        "latents_path": str(latents_path),
+        "model_path": str(model_path),
+        "info_path": str(info_path),
+    }
+    if plan["devices"] == 1:
+        train_here(**arguments)
+    else:
+        launch(plan["devices"], arguments)
+    work: Work = json.loads(Path(info_path).read_text())["work"]
+    return work
+
+
+def launch(devices: int, arguments: dict[str, Any]) -> None:
+    """Run `train_here` in one process per device through `accelerate launch`; on CPUs the processes share the cores."""
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < devices:
+        raise ValueError(f"matrix.devices: {devices} asked for, but this machine shows {gpus} GPUs")
+    command = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={devices}", "--num_machines=1"]
+    command += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    command += ["--multi_gpu"] if gpus else ["--cpu", f"--num_cpu_threads_per_process={max(1, cores() // devices)}"]
+    finished = subprocess.run([*command, "-m", "models.train"], input=json.dumps(arguments), text=True, check=False)
+    if finished.returncode:
+        raise RuntimeError(f"one of {devices} training processes failed with status {finished.returncode}")
+
+
+def cores() -> int:
+    """Cores that this process may use, as Snakemake set them."""
+    return int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+
+
+def train_here(
+    plan: dict[str, Any],
+    settings: dict[str, Any],
+    training: dict[str, Any],
+    latents_path: str,
+    model_path: str,
+    info_path: str,
+) -> None:
+    """Train in this process, which may be one of several; the first of them writes the results."""
+    dims = f"{plan['spatial_dims']}d"
+    cached = checkpoint.load(latents_path)
+    accelerator = make_accelerator(training["precision"])
+    latents = cached["latents"].to(accelerator.device)  # (N, C, *latent)
+    channels, latent_shape = latents.shape[1], tuple(latents.shape[2:])
+    torch.manual_seed(plan["seed"])  # of the initial weights
+    network = build_denoiser(plan, latent_shape, channels, settings["patch"])
+    process = ForwardProcess(settings)
+
+    def loss(denoiser: nn.Module, batch: Tensor, noise_stream: torch.Generator) -> Tensor:
+        x = latents[batch]  # (N, C, *latent)
+        noise = torch.randn(x.shape, generator=noise_stream).to(x)
+        t = process.draw_times(len(x), noise_stream, x.device)  # (N,)
+        prediction = denoiser(process.add_noise(x, noise, t), t)  # (N, C, *latent)
+        return F.smooth_l1_loss(prediction.float(), process.target(x, noise, t))
+
+    length = Training(
+        images=settings["images"][dims],
+        batch_size=settings["batch_size"][dims],
+        learning_rate=settings["learning_rate"],
+        warmup_images=settings["warmup_images"],
+        ema_decay=settings["ema_decay"],
+        precision=training["precision"],
+        checkpoint_every_s=training["checkpoint_every_s"],
+        seed=plan["seed"],
+    )
+    resume_path = Path(model_path).with_name("checkpoint.pt")
+    identity = checkpoint.identity_of(plan, settings, cached["scale"], list(latents.shape))
+    result = train(network, loss, len(latents), length, accelerator, resume_path, identity, plan["model"])
+    if accelerator.is_main_process:
+        weights = result.network.cpu().state_dict()
+        rebuild = {"latent_shape": list(latent_shape), "latent_channels": channels, "scale": cached["scale"]}
+        checkpoint.save({"plan": plan, "settings": settings, **rebuild, "weights": weights}, model_path)
+        parameters = count_parameters(network)
+        seen = result.images_seen - result.images_resumed
+        flops = seen * count_flops(network, (1, channels, *latent_shape), (1,), train=True)
+        work: Work = {"images_seen": seen, "flops": flops, "parameters": parameters}
+        info = {"work": work, "images_resumed": result.images_resumed, "losses": result.losses}
+        with atomic_path(info_path) as temporary:
+            temporary.write_text(json.dumps(info, indent=1))
+        resume_path.unlink(missing_ok=True)
+    accelerator.end_training()
+
+
+def load_denoiser(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The trained denoiser in a file, ready for use, and its state: plan, settings, latent shape, scale.
+
+    Raises:
+        ValueError: naming the file, if it is not readable.
+    """
+    state = checkpoint.load(path)
+    network = build_denoiser(
+        state["plan"], tuple(state["latent_shape"]), state["latent_channels"], state["settings"]["patch"]
+    )
+    network.load_state_dict(state["weights"])
+    return network.eval(), state
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    train_here(**json.loads(sys.stdin.read()))

@@ -1,0 +1,104 @@
+"""The summary at the end of a study."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from emissions.grid.intensity import CREDIT
+from emissions.pricing import write_prices
+from emissions.summary import MAX_SAMPLER_LINES, energy_text, mass_text, significant, summarise, summary_text
+from tests.emissions.studies import collect, make_plan
+from tests.emissions.test_compare import total_kwh, write_tables
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    write_tables(folder, make_plan())
+    return folder
+
+
+def test_the_figures_are_those_of_the_tables(results):
+    study = summarise(results)
+    assert study["totals"]["energy_kwh"] == pytest.approx(total_kwh(make_plan()))
+    assert study["totals"]["codecarbon_kwh"] == pytest.approx(study["totals"]["energy_kwh"])
+    assert study["totals"]["car_km"] == pytest.approx(study["totals"]["emissions_g"] / 107.5)
+    assert study["phases"][0]["break_even_samples"] == pytest.approx(1.776 / (0.8 / 64))
+    assert study["places"]["zones"] == 352
+    assert study["seasons"]["ratio"] > 1
+    assert [row["patients_heldout"] for row in study["patients"]] == [1, 1]
+    assert json.loads(json.dumps(study, allow_nan=False)) == study
+
+
+def test_the_text_fits_a_screen_and_says_what_it_rests_on(results):
+    text = summary_text(results)
+    assert len(text.splitlines()) < 40
+    assert max(len(line) for line in text.splitlines()) <= 110
+    for words in (
+        "kWh (", "g CO2e (", "km by car (107.5 g/km", "Germany (DE)", "average lifecycle", "hourly 2021-2024",
+        "trained on 3 patients", "held out 1", "measured    cpu 75 % (rapl)",
+        "estimated   ram 25 % (model:W per DIMM)",
+        "annual means of 2024", "352 zones", "index.html",
+    ):  # fmt: skip
+        assert words in text
+    assert CREDIT in " ".join(text.split())
+
+
+def test_many_samplers_do_not_flood_the_screen(results, tmp_path):
+    plan = make_plan(
+        resolutions=(32,), sizes=("nano",), samplers=tuple(("ddim", steps) for steps in range(1, 12))
+    )
+    write_tables(tmp_path, plan)
+    text = summary_text(tmp_path)
+    assert f"and {22 - MAX_SAMPLER_LINES} more in by_sampler.csv" in text
+    assert len(text.splitlines()) < 40
+
+
+def test_a_zone_without_seasons_says_so(results, tmp_path):
+    plan = make_plan(dims=(2,), resolutions=(32,), sizes=("nano",))
+    write_tables(tmp_path, plan)
+    paths = sorted(tmp_path.glob("*/*/emissions/*.json"))
+    ledger, attempts = collect(tmp_path, plan, paths)
+    ledger.to_csv(tmp_path / "ledger.csv", index=False)
+    attempts.to_csv(tmp_path / "attempts.csv", index=False)
+    priced = tmp_path / "emissions/priced.csv"
+    write_prices(tmp_path / "ledger.csv", tmp_path / "attempts.csv", [], priced, "NA", 2024, 1.5)
+    text = summary_text(tmp_path)
+    assert "NA: annual value only: no seasonal data" in text
+    assert "PUE 1.5" in text
+
+
+def test_a_study_that_did_not_run_is_one_clear_error(tmp_path, results):
+    with pytest.raises(FileNotFoundError, match=r"priced\.csv.*run the study first"):
+        summarise(tmp_path)
+    (tmp_path / "emissions").mkdir()
+    pd.read_csv(results / "emissions/priced.csv").iloc[:0].to_csv(
+        tmp_path / "emissions/priced.csv", index=False
+    )
+    with pytest.raises(ValueError, match="no rows"):
+        summarise(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1234567, "1230000"),
+        (0.000012345, "0.0000123"),
+        (None, "-"),
+        (float("nan"), "-"),
+        (99.99, "100"),
+    ],
+)
+def test_numbers_have_three_digits_and_no_exponent(value, text):
+    assert significant(value) == text
+
+
+def test_units_keep_numbers_readable():
+    assert energy_text(0.0123) == "12.3 Wh"
+    assert energy_text(2.0) == "2 kWh"
+    assert mass_text(0.00042) == "420 ug"
+    assert mass_text(1234.0) == "1.23 kg"
+    assert mass_text(None) == "-"
+    assert energy_text(0.0) == "0 uWh"

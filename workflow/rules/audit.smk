@@ -1,0 +1,47 @@
+"""Audit. Needs cohorts and samples; makes fidelity figures, and pictures of real and generated images."""
+
+
+rule extract_reference_features:
+    """Features and a picture of the real images of a cohort; every run on it is measured against them."""
+    input:
+        train="results/cohorts/{cohort}/train.npy",
+        heldout="results/cohorts/{cohort}/heldout.npy",
+        cohort="results/cohorts/{cohort}/cohort.json",
+    output:
+        features="results/cohorts/{cohort}/reference_features.npz",
+        picture="results/cohorts/{cohort}/real.png",
+        record="results/cohorts/{cohort}/emissions/extract_reference_features.json",
+        trace="results/cohorts/{cohort}/emissions/extract_reference_features.power.parquet",
+        codecarbon="results/cohorts/{cohort}/emissions/extract_reference_features.codecarbon.csv",
+    log:
+        "results/cohorts/{cohort}/logs/extract_reference_features.log",
+    threads: workflow.cores
+    params:
+        plan=cohort_row,
+        settings=config["audit"],
+        source=source_of("models/audit"),
+    script:
+        "../scripts/extract_reference_features.py"
+
+
+rule audit_fidelity:
+    """Distances of a run's samples to held-out patients, their diversity, and a picture of them."""
+    input:
+        samples="results/runs/{run}/samples.npy",
+        reference=lambda wildcards: f"{cohort_of_run(wildcards)}/reference_features.npz",
+        cohort=lambda wildcards: f"{cohort_of_run(wildcards)}/cohort.json",
+    output:
+        fidelity="results/runs/{run}/fidelity.json",
+        picture="results/runs/{run}/samples.png",
+        record="results/runs/{run}/emissions/audit_fidelity.json",
+        trace="results/runs/{run}/emissions/audit_fidelity.power.parquet",
+        codecarbon="results/runs/{run}/emissions/audit_fidelity.codecarbon.csv",
+    log:
+        "results/runs/{run}/logs/audit_fidelity.log",
+    threads: workflow.cores
+    params:
+        plan=run_row,
+        settings=config["audit"],
+        source=source_of("models/audit"),
+    script:
+        "../scripts/audit_fidelity.py"

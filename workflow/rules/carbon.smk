@@ -1,0 +1,48 @@
+"""Carbon: from energy to emissions here, elsewhere and at other times. Only this chapter knows a zone.
+
+Needs: results/emissions/ledger.csv and attempts.csv, the power traces, results/plan.csv, the scores of every run.
+Makes: results/emissions/priced.csv, by_*.csv and fidelity.csv.
+"""
+
+COMPARISONS = [
+    *("by_size", "by_resolution", "by_stage", "by_sampler", "by_devices"),
+    *("by_model", "by_method", "by_zone", "by_season", "fidelity"),
+]
+
+
+rule price_ledger:
+    """Price the ledger at the study's zone and at the hours that the jobs ran."""
+    input:
+        ledger="results/emissions/ledger.csv",
+        attempts="results/emissions/attempts.csv",
+        traces=all_records(".power.parquet"),
+    output:
+        priced="results/emissions/priced.csv",
+    log:
+        "results/emissions/logs/price_ledger.log",
+    localrule: True
+    resources:
+        energy_meter=0,
+    params:
+        carbon=config["carbon"],
+    script:
+        "../scripts/price_ledger.py"
+
+
+rule compare_emissions:
+    """Compare sizes, resolutions, stages, samplers, devices, zones and seasons, and energy with fidelity."""
+    input:
+        priced="results/emissions/priced.csv",
+        plan="results/plan.csv",
+        scores=artefacts("runs", "fidelity.json"),
+    output:
+        **{name: f"results/emissions/{name}.csv" for name in COMPARISONS},
+    log:
+        "results/emissions/logs/compare_emissions.log",
+    localrule: True
+    resources:
+        energy_meter=0,
+    params:
+        carbon=config["carbon"],
+    script:
+        "../scripts/compare_emissions.py"

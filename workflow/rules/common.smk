@@ -1,0 +1,125 @@
+"""What the chapters share: the checked config, the plan, and small functions from wildcards to rows of it."""
+
+import hashlib
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from emissions.grid.zones import find_zone
+from models.config import check_config
+from models.plan import COLUMNS, make_plan
+
+try:
+    check_config(config, workflow.source_path("../schemas/config.schema.yaml"))
+    find_zone(config["carbon"]["zone"])
+    plan = make_plan(config)
+except ValueError as error:
+    raise WorkflowError(str(error)) from None
+
+
+wildcard_constraints:
+    images="|".join(plan.images),
+    cohort="|".join(plan.cohorts),
+    autoencoder="|".join(plan.autoencoders),
+    model="|".join(plan.models),
+    run="|".join(plan.runs),
+
+
+# Which stages each kind of artefact goes through, in order.
+STAGES = {
+    "images": ["fetch_images"],
+    "cohorts": ["prepare_cohort", "extract_reference_features"],
+    "autoencoders": ["train_autoencoder", "encode_latents"],
+    "models": ["train_diffusion"],
+    "runs": ["generate_samples", "audit_fidelity"],
+}
+
+
+def images_row(wildcards):
+    return plan.images[wildcards.images]
+
+
+def cohort_row(wildcards):
+    return plan.cohorts[wildcards.cohort]
+
+
+def autoencoder_row(wildcards):
+    return plan.autoencoders[wildcards.autoencoder]
+
+
+def model_row(wildcards):
+    return plan.models[wildcards.model]
+
+
+def run_row(wildcards):
+    return plan.runs[wildcards.run]
+
+
+def images_of_cohort(wildcards):
+    return f"results/images/{cohort_row(wildcards)['images']}/manifest.json"
+
+
+def cohort_of_autoencoder(wildcards):
+    return f"results/cohorts/{autoencoder_row(wildcards)['cohort']}"
+
+
+def latents_of_model(wildcards):
+    return f"results/autoencoders/{model_row(wildcards)['autoencoder']}/latents.pt"
+
+
+def model_of_run(wildcards):
+    return f"results/models/{run_row(wildcards)['model']}/model.pt"
+
+
+def autoencoder_of_run(wildcards):
+    return f"results/autoencoders/{run_row(wildcards)['autoencoder']}/autoencoder.pt"
+
+
+def cohort_of_run(wildcards):
+    return f"results/cohorts/{run_row(wildcards)['cohort']}"
+
+
+def artefacts(kind, name):
+    """The file of that name of every artefact of a kind."""
+    return [f"results/{kind}/{key}/{name}" for key in getattr(plan, kind)]
+
+
+def all_records(suffix=".json"):
+    """The record of every stage and item of the plan, or another file beside it."""
+    return [
+        f"results/{kind}/{key}/emissions/{stage}{suffix}"
+        for kind, key in plan.items()
+        for stage in STAGES[kind]
+    ]
+
+
+def source_of(*places):
+    """Digest of the modules that a rule rests on: as a parameter, it re-runs the rule when they change."""
+    root = Path(workflow.basedir)
+    files = sorted(
+        file
+        for place in places
+        for file in (
+            (root / place).rglob("*.py") if (root / place).is_dir() else [root / place]
+        )
+    )
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+rule write_plan:
+    """Write the plan down: one row a run, with all its settings."""
+    output:
+        plan="results/plan.csv",
+    log:
+        "results/logs/write_plan.log",
+    localrule: True
+    resources:
+        energy_meter=0,
+    params:
+        columns=list(COLUMNS),
+        rows=plan.rows(),
+    script:
+        "../scripts/write_plan.py"

@@ -1,0 +1,79 @@
+"""Training. Needs prepared cohorts; makes autoencoders, latents cached once, and diffusion models."""
+
+
+rule train_autoencoder:
+    """Train the autoencoder of a cohort; every model of that resolution shares it."""
+    input:
+        lambda wildcards: [
+            f"{cohort_of_autoencoder(wildcards)}/{name}"
+            for name in ("train.npy", "heldout.npy", "cohort.json")
+        ],
+    output:
+        autoencoder="results/autoencoders/{autoencoder}/autoencoder.pt",
+        info="results/autoencoders/{autoencoder}/autoencoder.json",
+        record="results/autoencoders/{autoencoder}/emissions/train_autoencoder.json",
+        trace="results/autoencoders/{autoencoder}/emissions/train_autoencoder.power.parquet",
+        codecarbon="results/autoencoders/{autoencoder}/emissions/train_autoencoder.codecarbon.csv",
+    log:
+        "results/autoencoders/{autoencoder}/logs/train_autoencoder.log",
+    threads: workflow.cores
+    params:
+        plan=autoencoder_row,
+        settings=config["autoencoder"],
+        training=config["training"],
+        cohort_dir=cohort_of_autoencoder,
+        source=source_of(
+            "models/autoencode.py", "models/loop.py", "models/networks/autoencoder.py"
+        ),
+    script:
+        "../scripts/train_autoencoder.py"
+
+
+rule encode_latents:
+    """Encode the training images of a cohort once, for every model that trains on them."""
+    input:
+        train=lambda wildcards: f"{cohort_of_autoencoder(wildcards)}/train.npy",
+        autoencoder=rules.train_autoencoder.output.autoencoder,
+    output:
+        latents="results/autoencoders/{autoencoder}/latents.pt",
+        record="results/autoencoders/{autoencoder}/emissions/encode_latents.json",
+        trace="results/autoencoders/{autoencoder}/emissions/encode_latents.power.parquet",
+        codecarbon="results/autoencoders/{autoencoder}/emissions/encode_latents.codecarbon.csv",
+    log:
+        "results/autoencoders/{autoencoder}/logs/encode_latents.log",
+    threads: workflow.cores
+    params:
+        plan=autoencoder_row,
+        cohort_dir=cohort_of_autoencoder,
+        batch_size=lambda wildcards: config["autoencoder"]["batch_size"][
+            f"{autoencoder_row(wildcards)['spatial_dims']}d"
+        ],
+    script:
+        "../scripts/encode_latents.py"
+
+
+rule train_diffusion:
+    """Train a denoiser on cached latents; every sampler of a model shares it."""
+    input:
+        latents=latents_of_model,
+    output:
+        model="results/models/{model}/model.pt",
+        info="results/models/{model}/model.json",
+        record="results/models/{model}/emissions/train_diffusion.json",
+        trace="results/models/{model}/emissions/train_diffusion.power.parquet",
+        codecarbon="results/models/{model}/emissions/train_diffusion.codecarbon.csv",
+    log:
+        "results/models/{model}/logs/train_diffusion.log",
+    threads: workflow.cores
+    params:
+        plan=model_row,
+        settings=config["diffusion"],
+        training=config["training"],
+        source=source_of(
+            "models/train.py",
+            "models/loop.py",
+            "models/networks",
+            "models/diffusion/process.py",
+        ),
+    script:
+        "../scripts/train_diffusion.py"
