@@ -260,7 +260,7 @@ def _cards(priced: pd.DataFrame) -> list[dict[str, str]]:
 
 def _phases(priced: pd.DataFrame) -> list[dict[str, Any]]:
     phase = priced["stage"].map(lambda stage: phase_of(stage).phase)
-    sums = {key: group for key, group in groups_of(priced.assign(phase=phase), "phase")}
+    sums = dict(groups_of(priced.assign(phase=phase), "phase"))
     total_kwh = float(priced["energy_kwh"].sum()) or 1.0
     rows = []
     for key, colour in PHASE_COLOURS.items():

@@ -102,6 +102,7 @@ def shown_cohorts(
                 + (f" Left out: {', '.join(left_out)}." if left_out else ""),
                 "real": picture_source(real[cohort]) if cohort in real else None,
                 "real_caption": patients_text(info),
+                "volumes": dims > 2,
                 "columns": _columns(
                     len(own) + (cohort in real), (2, 3) if info["spatial_dims"] > 2 else (3, 4, 5)
                 ),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from models.data.cohort import load_cohort
 from models.device import best_device
 from models.files import atomic_path
 from models.loop import Training, make_accelerator, train
-from models.networks.autoencoder import build_autoencoder
+from models.networks.autoencoder import build_autoencoder, downsampling
 from models.networks.denoiser import count_parameters
-from models.work import Work, count_flops
+from models.work import TRAINING_PASSES, Work, count_flops
 
 logger = logging.getLogger(__name__)
 
@@ -78,15 +79,22 @@ def train_autoencoder(
         "heldout_l1": error,
         "losses": result.losses,
     }
-    checkpoint.save({"plan": plan, "settings": settings, "weights": network.cpu().state_dict()}, autoencoder_path)
+    image_shape = (1, *images.shape[1:])
+    latent_shape = (1, settings["latent_channels"], *(side // downsampling(settings) for side in images.shape[2:]))
+    flops = {  # of one image, for the stages that follow
+        "encode": count_flops(network, image_shape, method="encode"),
+        "decode": count_flops(network, latent_shape, method="decode"),
+    }
+    rebuild = {"plan": plan, "settings": settings, "flops": flops}
+    checkpoint.save({**rebuild, "weights": network.cpu().state_dict()}, autoencoder_path)
     with atomic_path(info_path) as temporary:
         temporary.write_text(json.dumps(info, indent=1))
     resume_path.unlink(missing_ok=True)
     seen = result.images_seen - result.images_resumed
     return {
         "images_seen": seen,
-        "voxels": seen * int(np.prod(shape)),
-        "flops": seen * count_flops(network, shape, train=True),
+        "voxels": seen * math.prod(shape),
+        "flops": seen * TRAINING_PASSES * count_flops(network, shape),
         "parameters": info["parameters"],
     }
 
@@ -100,7 +108,7 @@ def encode_latents(
     all latents (Rombach et al. 2022, appendix G).
     """
     cohort = load_cohort(cohort_dir)
-    autoencoder = load_autoencoder(autoencoder_path)
+    autoencoder, flops = load_autoencoder(autoencoder_path)
     device = best_device()
     autoencoder = autoencoder.to(device)
     encoded = []
@@ -111,17 +119,16 @@ def encode_latents(
     latents = torch.cat(encoded)
     scale = 1 / float(latents.std())
     checkpoint.save({"latents": latents * scale, "scale": scale}, latents_path)
-    shape = (1, *cohort.train.shape[1:])
     return {
         "samples": len(cohort.train),
         "voxels": int(cohort.train.size),
-        "flops": len(cohort.train) * count_flops(autoencoder, shape, method="encode"),
+        "flops": len(cohort.train) * flops["encode"],
         "parameters": count_parameters(autoencoder),
     }
 
 
-def load_autoencoder(path: str | Path) -> AutoencoderKL:
-    """The trained autoencoder in a file, ready for use.
+def load_autoencoder(path: str | Path) -> tuple[AutoencoderKL, dict[str, int]]:
+    """The trained autoencoder in a file, ready for use, and the operations that it takes to `encode` and `decode` an image.
 
     Raises:
         ValueError: naming the file, if it is not readable.
@@ -129,7 +136,7 @@ def load_autoencoder(path: str | Path) -> AutoencoderKL:
     state = checkpoint.load(path)
     network = build_autoencoder(state["plan"]["spatial_dims"], state["settings"])
     network.load_state_dict(state["weights"])
-    return network.eval()
+    return network.eval(), state["flops"]
 
 
 def random_crop(image: Tensor, side: int | None, generator: torch.Generator) -> Tensor:  # (1, *image) -> (1, *side)

@@ -12,9 +12,10 @@ from models.autoencode import load_autoencoder
 from models.device import autocast, best_device
 from models.diffusion.samplers import make_scheduler, sample_latents
 from models.files import atomic_path
+from models.networks.denoiser import count_parameters
 from models.progress import Progress
 from models.train import load_denoiser
-from models.work import Work, count_flops
+from models.work import Work
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def generate_samples(
         info_path: JSON: sampler, steps, passes through the network, seed.
     """
     denoiser, state = load_denoiser(model_path)
-    autoencoder = load_autoencoder(autoencoder_path)
+    autoencoder, autoencoder_flops = load_autoencoder(autoencoder_path)
     device = best_device()
     denoiser, autoencoder = denoiser.to(device), autoencoder.to(device)
     generator = torch.Generator().manual_seed(plan["seed"])
@@ -73,10 +74,9 @@ def generate_samples(
     info = {key: plan[key] for key in ("run", "sampler", "steps", "samples", "seed")} | {"passes": passes}
     with atomic_path(info_path) as temporary:
         temporary.write_text(json.dumps(info, indent=1))
-    per_sample = passes * count_flops(denoiser, (1, *shape), (1,)) + count_flops(autoencoder, (1, *shape), method="decode")
     return {
         "samples": len(samples),
         "voxels": int(samples.size),
-        "flops": len(samples) * per_sample,
-        "parameters": sum(parameter.numel() for parameter in denoiser.parameters()),
+        "flops": len(samples) * (passes * state["flops"] + autoencoder_flops["decode"]),
+        "parameters": count_parameters(denoiser),
     }

@@ -17,7 +17,7 @@ from models.diffusion.process import ForwardProcess
 from models.files import atomic_path
 from models.loop import Training, make_accelerator, train
 from models.networks.denoiser import build_denoiser, count_parameters
-from models.work import Work, count_flops
+from models.work import TRAINING_PASSES, Work, count_flops
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +119,11 @@ def train_here(
     if accelerator.is_main_process:
         weights = result.network.cpu().state_dict()
         rebuild = {"latent_shape": list(latent_shape), "latent_channels": channels, "scale": cached["scale"]}
-        checkpoint.save({"plan": plan, "settings": settings, **rebuild, "weights": weights}, model_path)
+        flops = count_flops(network, (1, channels, *latent_shape), (1,))  # of one pass, here and in sampling
+        checkpoint.save({"plan": plan, "settings": settings, "flops": flops, **rebuild, "weights": weights}, model_path)
         parameters = count_parameters(network)
         seen = result.images_seen - result.images_resumed
-        flops = seen * count_flops(network, (1, channels, *latent_shape), (1,), train=True)
-        work: Work = {"images_seen": seen, "flops": flops, "parameters": parameters}
+        work: Work = {"images_seen": seen, "flops": seen * TRAINING_PASSES * flops, "parameters": parameters}
         info = {"work": work, "images_resumed": result.images_resumed, "losses": result.losses}
         with atomic_path(info_path) as temporary:
             temporary.write_text(json.dumps(info, indent=1))
@@ -132,7 +132,7 @@ def train_here(
 
 
 def load_denoiser(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The trained denoiser in a file, ready for use, and its state: plan, settings, latent shape, scale.
+    """The trained denoiser in a file, ready for use, and its state: plan, settings, latent shape, scale, flops.
 
     Raises:
         ValueError: naming the file, if it is not readable.

@@ -67,9 +67,10 @@ def training_against_generation(by_model: pd.DataFrame) -> go.Figure:
     Args:
         by_model: `compare.by_model`; grams at the study's own price.
     """
-    table = by_model_order(by_model.dropna(subset=["training_g", "generation_g_per_sample"]))
-    if table.empty:
+    known = by_model.dropna(subset=["training_g", "generation_g_per_sample"])
+    if known.empty:
         return empty_figure("No model has been trained and sampled.")
+    table = by_model_order(known)
     table["extrapolated_g"] = table["generation_g_per_sample"] * EXTRAPOLATED_SAMPLES
     models = table.drop_duplicates("model")
     shown = pd.concat([table["training_g"], table["generation_g"], table["extrapolated_g"]])
@@ -161,10 +162,10 @@ def _add_spans(figure: go.Figure, table: pd.DataFrame) -> None:
 
 def break_even(by_model: pd.DataFrame) -> go.Figure:
     """Per model and sampler: after how many samples generating has cost as much energy as training."""
-    table = by_model_order(by_model.dropna(subset=["break_even_samples"]))
-    table = table[table["break_even_samples"] > 0]
-    if table.empty:
+    known = by_model[by_model["break_even_samples"] > 0]
+    if known.empty:
         return empty_figure("No model has been trained and sampled.")
+    table = by_model_order(known)
     labels = table["label"].drop_duplicates().tolist()
     shown = [*table["break_even_samples"], EXTRAPOLATED_SAMPLES]
     figure = go.Figure(

@@ -173,8 +173,8 @@ def season_rows(by_season: pd.DataFrame, study_zone: str, rows: int = 24) -> lis
 def _month_hover(row: Any) -> str:
     return (
         f"<b>{row.zone_name}, {MONTHS[int(row.month) - 1]}</b><br>"
-        f"{significant(row.carbon_intensity_g_per_kwh)} g/kWh, {mass_text(row.emissions_g)} CO₂e for this study"
-        f"<br>{row.percent:+.0f} % against the zone's year"
+        f"{significant(row.carbon_intensity_g_per_kwh)} g/kWh, {mass_text(row.emissions_g)} CO₂e for this "
+        f"study<br>{row.percent:+.0f} % against the zone's year"
     )
 
 

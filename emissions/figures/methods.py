@@ -101,7 +101,7 @@ def codecarbon_ratio(ledger: pd.DataFrame) -> go.Figure:
     figure = go.Figure(
         layout=layout(
             74 + 34 * len(table),
-            xaxis=axis("Energy over ours (1 = the same)", rangemode="tozero", nticks=7),
+            xaxis=axis("Energy over ours", rangemode="tozero", nticks=7),
             yaxis=axis(autorange="reversed"),
         )
     )

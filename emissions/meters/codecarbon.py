@@ -113,7 +113,7 @@ class CodeCarbonMeter:
         return None if self.result is None else float(self.result["energy_consumed"])
 
     def write_csv(self, path: Path) -> None:
-        """Its row in its own columns, as its own file output would write them; only the header if it failed."""
+        """Its row in its own columns, as its own output would write it; only the header if it failed."""
         with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, fieldnames=list(self.result) if self.result else _columns())
             writer.writeheader()
@@ -165,7 +165,7 @@ def _compare(
 
 
 def tracker_arguments(**own: Any) -> dict[str, Any]:
-    """Every argument of `OfflineEmissionsTracker`, save the deprecated ones that `output_methods` overrides."""
+    """Every argument of `OfflineEmissionsTracker`, save deprecated ones that `output_methods` overrides."""
     return {
         "project_name": "latent-footprint",
         "experiment_id": "latent-footprint",

@@ -20,7 +20,9 @@ from emissions.meters.base import AbsentMeter, Meter
 COUNTER_METHOD = "nvml:energy-counter"
 INTEGRAL_METHOD = "nvml:power-integral"
 
-RELATIVE_ERROR = 0.05  # NVIDIA, NVML API reference, nvmlDeviceGetPowerUsage: "accurate to within +/- 5%"
+# Our choice: NVIDIA states +-5 % of the power reading for Fermi and Kepler (NVML reference, nvmlDeviceGetPowerUsage)
+# and nothing for newer GPUs or for the energy counter.
+RELATIVE_ERROR = 0.05
 COUNTER_UPDATE_S = (
     0.1  # counters advance every 20 to 100 ms; a window's two edges each miss or gain up to one step
 )

@@ -10,27 +10,40 @@ const element = (id) => document.getElementById(id);
 
 const narrow = window.matchMedia("(max-width: 560px)");
 
+// A copy that suits the screen: what fits a desk (long axis titles, many ticks, large points) does not fit a phone.
 function fitted(figure) {
-  // Long axis titles and wide margins that suit a desk do not suit a phone.
-  const layout = structuredClone(figure.layout);
-  if (narrow.matches) {
-    layout.font = { ...layout.font, size: 11.5 };
-    layout.margin = { ...layout.margin, r: 6 };
-    if (layout.geo) layout.height = 330;
-    if (layout.xaxis?.title?.text) layout.xaxis.title.text = layout.xaxis.title.text.replace(" · log scale", " (log)");
-    const ticks = layout.xaxis && layout.xaxis.tickvals;
-    if (ticks && ticks.length > 4) {
-      const every = Math.ceil(ticks.length / 4);
-      layout.xaxis.tickvals = ticks.filter((_, index) => index % every === 0);
-      layout.xaxis.ticktext = layout.xaxis.ticktext.filter((_, index) => index % every === 0);
+  const { data, layout } = structuredClone({ data: figure.data, layout: figure.layout });
+  if (!narrow.matches) return { data, layout };
+  layout.font = { ...layout.font, size: 11.5 };
+  layout.margin = { ...layout.margin, r: 20 };
+  const axis = layout.xaxis;
+  if (axis?.title?.text) axis.title.text = axis.title.text.replace(" · log scale", " (log)");
+  if (axis?.tickvals?.length > 4) {
+    const every = Math.ceil(axis.tickvals.length / 4);
+    axis.tickvals = axis.tickvals.filter((_, index) => index % every === 0);
+    axis.ticktext = axis.ticktext.filter((_, index) => index % every === 0);
+  }
+  if (layout.geo) {
+    layout.height = 260;
+    layout.coloraxis.colorbar.len = 0.9;
+  }
+  for (const trace of data) {
+    if (trace.type === "scattergeo" && trace.text) trace.marker.size = 3.5;
+    if (trace.type === "heatmap") {
+      trace.colorbar = { ...trace.colorbar, len: 1, nticks: 4, tickangle: 0 };
+      trace.colorbar.title.text = "against the zone's year";
+      Object.assign(axis, { tickmode: "array", tickvals: trace.x, ticktext: trace.x.map((month) => month[0]) });
     }
   }
-  return layout;
+  return { data, layout };
 }
 
 window.drawn = 0;
 for (const [id, figure] of Object.entries(page.figures)) {
-  Plotly.newPlot(`plot-${id}`, figure.data, fitted(figure), { responsive: true, displayModeBar: false, scrollZoom: false })
+  const { data, layout } = fitted(figure);
+  const plot = element(`plot-${id}`);
+  plot.style.minHeight = `${layout.height}px`;
+  Plotly.newPlot(plot, data, layout, { responsive: true, displayModeBar: false, scrollZoom: false })
     .then(() => { window.drawn += 1; });
 }
 

@@ -184,4 +184,4 @@ def test_times_are_written_in_utc_whatever_their_zone(moment: datetime, hours: i
 
 def test_a_time_without_zone_is_refused() -> None:
     with pytest.raises(ValueError, match="no time zone"):
-        records.utc_text(datetime(2026, 1, 1))  # noqa: DTZ001
+        records.utc_text(datetime(2026, 1, 1))

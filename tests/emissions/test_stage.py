@@ -214,7 +214,7 @@ def test_queued_cuda_work_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monk
         device_count = staticmethod(lambda: 2)
         synchronize = staticmethod(waited.append)
 
-    monkeypatch.setitem(sys.modules, "torch", type("torch", (), {"cuda": Cuda}))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "torch", type("torch", (), {"cuda": Cuda}))
     with stage(fake_snakemake(tmp_path)):
         assert Cuda.waited == []
     assert Cuda.waited == [0, 1]

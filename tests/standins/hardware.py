@@ -32,7 +32,7 @@ class Stopwatch:
         self._closing_s = time.monotonic()
 
     def assert_joules(self, joules: float | None, watts: float, relative: float = 0.01) -> None:
-        """Assert, just after the window has ended, that `joules` is `watts` for some time between its bounds."""
+        """Assert, just after the window has ended, that `joules` is `watts` over a time in its bounds."""
         longest_s = time.monotonic() - self._before_s
         assert joules is not None
         low_j = watts * (self._closing_s - self._opened_s) * (1 - relative)

@@ -1,0 +1,142 @@
+"""The stages of training and sampling, on arrays made here, one after the other."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from models import checkpoint
+from models.autoencode import encode_latents, load_autoencoder, random_crop, train_autoencoder
+from models.sample import generate_samples
+from models.train import train_diffusion
+
+AUTOENCODER = {
+    "channels": [16, 16],
+    "latent_channels": 2,
+    "kl_weight": 1e-6,
+    "images": {"2d": 64, "3d": 16},
+    "batch_size": {"2d": 8, "3d": 2},
+    "crop": {"2d": None, "3d": 8},
+    "learning_rate": 1e-3,
+}
+DIFFUSION = {
+    "noise_schedule": "cosine",
+    "timesteps": 20,
+    "prediction": "v_prediction",
+    "images": {"2d": 64, "3d": 32},
+    "batch_size": {"2d": 8, "3d": 8},
+    "learning_rate": 1e-3,
+    "warmup_images": 8,
+    "ema_decay": 0.9,
+    "patch": 2,
+}
+TRAINING = {"precision": "fp32", "checkpoint_every_s": 60}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps one state per process, and in the study every stage is a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(params=[2, 3], ids=["2d", "3d"], scope="module")
+def trained(request, tmp_path_factory):
+    """A cohort with a trained autoencoder and cached latents; gives the folder and a plan row."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    dims, folder = request.param, tmp_path_factory.mktemp(f"{request.param}d")
+    rng = np.random.default_rng(0)
+    for split, number in (("train", 12), ("heldout", 3)):
+        np.save(folder / f"{split}.npy", rng.uniform(-1, 1, (number, 1, *(16,) * dims)).astype(np.float32))
+    (folder / "cohort.json").write_text(json.dumps({"cohort": "c"}))
+    plan = {"autoencoder": "ae", "spatial_dims": dims, "resolution": 16, "model": "m", "family": "unet", "size": "nano"}
+    plan |= {"devices": 1, "seed": 0, "run": "r", "sampler": "ddim", "steps": 4, "samples": 3}
+    work = train_autoencoder(plan, AUTOENCODER, TRAINING, folder, folder / "ae.pt", folder / "ae.json")
+    encoded = encode_latents(folder, folder / "ae.pt", folder / "latents.pt", 4)
+    return folder, plan, work, encoded
+
+
+def test_an_autoencoder_counts_its_work(trained):
+    folder, plan, work, encoded = trained
+    dims = plan["spatial_dims"]
+    assert work["images_seen"] == AUTOENCODER["images"][f"{dims}d"]
+    assert work["voxels"] == work["images_seen"] * (256 if dims == 2 else 512)  # 3D trains on crops of 8
+    assert encoded["samples"] == 12
+    assert encoded["voxels"] == 12 * 16**dims
+    assert encoded["flops"] == 12 * load_autoencoder(folder / "ae.pt")[1]["encode"]
+    assert not (folder / "checkpoint.pt").exists()
+
+
+def test_latents_have_unit_deviation_and_decode_at_their_scale(trained):
+    folder, plan, _, _ = trained
+    cached = checkpoint.load(folder / "latents.pt")
+    assert cached["latents"].shape == (12, 2, *(8,) * plan["spatial_dims"])
+    assert float(cached["latents"].std()) == pytest.approx(1, rel=1e-4)
+    autoencoder, _ = load_autoencoder(folder / "ae.pt")
+    images = torch.from_numpy(np.load(folder / "train.npy"))
+    with torch.inference_mode():
+        assert torch.allclose(autoencoder.encode(images[:1])[0], cached["latents"][:1] / cached["scale"], atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["unet", "dit"])
+def test_a_trained_model_generates(trained, family, tmp_path):
+    folder, plan, _, _ = trained
+    plan = {**plan, "family": family}
+    work = train_diffusion(plan, DIFFUSION, TRAINING, folder / "latents.pt", tmp_path / "m.pt", tmp_path / "m.json")
+    assert work["images_seen"] == DIFFUSION["images"][f"{plan['spatial_dims']}d"]
+    paths = (tmp_path / "m.pt", folder / "ae.pt", tmp_path / "s.npy", tmp_path / "s.json")
+    made = generate_samples(plan, 2, "fp32", *paths)
+    samples = np.load(tmp_path / "s.npy")
+    assert samples.shape == (3, 1, *(16,) * plan["spatial_dims"])
+    assert made["samples"] == 3
+    per_pass = checkpoint.load(tmp_path / "m.pt")["flops"]
+    assert work["flops"] == 3 * per_pass * work["images_seen"]
+    assert made["flops"] == 3 * (4 * per_pass + load_autoencoder(folder / "ae.pt")[1]["decode"])
+    generate_samples(plan, 2, "fp32", *paths)
+    assert np.array_equal(np.load(tmp_path / "s.npy"), samples)  # the seed decides
+
+
+def test_a_killed_training_resumes_and_counts_no_image_twice(trained, tmp_path):
+    folder, plan, _, _ = trained
+    dims = f"{plan['spatial_dims']}d"
+    settings = {**DIFFUSION, "images": {dims: 4000}}
+    arguments = {"plan": plan, "settings": settings, "training": {**TRAINING, "checkpoint_every_s": 0.01}}
+    arguments |= {"latents_path": str(folder / "latents.pt"), "model_path": str(tmp_path / "m.pt")}
+    arguments |= {"info_path": str(tmp_path / "m.json")}
+    job = subprocess.Popen([sys.executable, "-m", "models.train"], stdin=subprocess.PIPE, text=True)
+    job.stdin.write(json.dumps(arguments))
+    job.stdin.close()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.kill(job.pid, signal.SIGKILL)
+    job.wait()
+    reached = checkpoint.load(tmp_path / "checkpoint.pt")["images_seen"]
+    assert 0 < reached < 4000
+    work = train_diffusion(**arguments)
+    info = json.loads((tmp_path / "m.json").read_text())
+    assert info["images_resumed"] == reached
+    assert work["images_seen"] == 4000 - reached
+
+
+def test_several_processes_see_as_many_images_as_one(trained, tmp_path):
+    folder, plan, _, _ = trained
+    plan = {**plan, "devices": 2}
+    work = train_diffusion(plan, DIFFUSION, TRAINING, folder / "latents.pt", tmp_path / "m.pt", tmp_path / "m.json")
+    assert work["images_seen"] == DIFFUSION["images"][f"{plan['spatial_dims']}d"]
+    assert checkpoint.load(tmp_path / "m.pt")["plan"]["devices"] == 2
+
+
+def test_a_crop_is_a_part_of_the_image():
+    image = torch.arange(2 * 6 * 6.0).view(2, 6, 6)
+    crop = random_crop(image, 4, torch.Generator().manual_seed(1))
+    assert crop.shape == (2, 4, 4)
+    assert torch.equal(crop[1] - crop[0], torch.full((4, 4), 36.0))
+    assert random_crop(image, None, torch.Generator()) is image
