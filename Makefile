@@ -10,12 +10,6 @@ STUDY  ?=
 CORES  ?= all
 SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --configfile config/config.yaml $(STUDY)
 
-# glibc gives large blocks back to the kernel after each use and asks for them again: on CPUs that costs training
-# of 3D networks up to a third of its time.
-export MALLOC_MMAP_THRESHOLD_ = 1073741824
-export MALLOC_TRIM_THRESHOLD_ = 4294967296
-export MALLOC_TOP_PAD_ = 268435456
-
 help:                 ## this list
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
 

@@ -144,7 +144,7 @@ def encoding(case: Case, parts: Parts) -> float:
 
 
 def monai_sampling(case: Case, parts: Parts) -> float:
-    """Images per second of MONAI's inferer with its DDIM: a batch is denoised, then decoded whole; float32."""
+    """Images per second of MONAI's inferer with DDIM: a batch is denoised, then decoded whole; float32."""
     scheduler = DDIMScheduler(**MONAI_DIFFUSION, clip_sample=False)
     scheduler.set_timesteps(case.ddim_steps)
     inferer = LatentDiffusionInferer(scheduler, scale_factor=SCALE)
@@ -172,7 +172,7 @@ def our_sampling(case: Case, parts: Parts, precision: str) -> float:
 
 
 def comparisons(case: Case, parts: Parts, config: dict[str, Any]) -> dict[str, dict[tuple[str, str], Round]]:
-    """By phase: alternatives by (name, precision). Each differs from the one above it in one respect."""
+    """By phase: alternatives by (name, precision), from the plain one to ours."""
     diffusion, auto = config["diffusion"], resolve_precision("auto")
     return {
         "training": {
@@ -221,7 +221,7 @@ def measure(case: Case, config: dict[str, Any], budget_s: float, at_least: int) 
 def cases(config: dict[str, Any], size: str, quick: bool) -> list[Case]:
     """2D and 3D at the default study's batches; `quick`: as little as still runs every line."""
     if quick:
-        # Not 16: PyTorch 2.13's bf16 Conv3d on CPUs has undefined weight gradients where each side is 2
+        # Not 16: PyTorch 2.13's bf16 Conv3d on CPUs has undefined weight gradients at depth 2
         return [Case(dims, 24, "nano", 2, 1, 2, 2, 2) for dims in (2, 3)]
     return [
         Case(
@@ -285,7 +285,7 @@ def main() -> None:
     parser.add_argument(
         "--seconds",
         type=at_least_one(float),
-        default=20,
+        default=15,
         help="per phase of 2D and of 3D (default: %(default)s)",
     )
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Timing of alternatives against each other: in one process and in turn, so that all meet the same machine."""
+"""Timing of alternatives against each other: in one process and in turn: all meet the same machine."""
 
 import time
 from collections.abc import Callable
@@ -22,17 +22,16 @@ def alternate(rounds: dict[str, Round], budget_s: float, at_least: int) -> dict[
 
     Args:
         rounds: the alternatives by name.
-        budget_s: no new turn begins after so many seconds, the first turn included.
+        budget_s: no new turn begins after so many seconds; the first turn does not count.
         at_least: turns kept even so.
 
     Returns:
         equally many rates for each name, in the order in which they were measured.
     """
     rates: dict[str, list[float]] = {name: [] for name in rounds}
-    began = time.monotonic()
     for run in rounds.values():
         run()
-    turns = 0
+    began, turns = time.monotonic(), 0
     while turns < at_least or time.monotonic() - began < budget_s:
         for name, run in rounds.items():
             rates[name].append(run())

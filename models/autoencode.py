@@ -48,8 +48,8 @@ def train_autoencoder(
     cohort = load_cohort(cohort_dir)
     images = torch.from_numpy(np.array(cohort.train))  # (N, 1, *image)
     network = build_autoencoder(plan["spatial_dims"], settings)
-    accelerator = make_accelerator(training["precision"])
     crop = settings["crop"][dims]
+    accelerator = make_accelerator(training["precision"], level_depths(crop or images.shape[2], settings, dims))
     length = Training(
         images=settings["images"][dims],
         batch_size=settings["batch_size"][dims],
@@ -125,6 +125,11 @@ def encode_latents(
         "flops": len(cohort.train) * flops["encode"],
         "parameters": count_parameters(autoencoder),
     }
+
+
+def level_depths(depth: int, settings: dict[str, Any], dims: str) -> list[int]:
+    """Depth of a volume at each level of the autoencoder; none for 2D."""
+    return [depth // 2**level for level in range(len(settings["channels"]))] if dims == "3d" else []
 
 
 def load_autoencoder(path: str | Path) -> tuple[AutoencoderKL, dict[str, int]]:

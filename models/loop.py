@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from models import checkpoint
-from models.device import resolve_precision
+from models.device import training_precision
 from models.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -48,9 +48,9 @@ class Trained:
     losses: list[tuple[int, float]]  # (images seen, mean loss since the last entry)
 
 
-def make_accelerator(precision: str) -> Accelerator:
-    """Device placement, precision and processes of a training."""
-    precision = resolve_precision(precision)
+def make_accelerator(precision: str, depths: Iterable[int] = ()) -> Accelerator:
+    """Device placement, precision and processes of a training; `depths` as in `training_precision`."""
+    precision = training_precision(precision, depths)
     return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
 
 

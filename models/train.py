@@ -17,6 +17,7 @@ from models.diffusion.process import ForwardProcess
 from models.files import atomic_path
 from models.loop import Training, make_accelerator, train
 from models.networks.denoiser import build_denoiser, count_parameters
+from models.networks.sizes import UNET_SIZES
 from models.work import TRAINING_PASSES, Work, count_flops
 
 logger = logging.getLogger(__name__)
@@ -89,9 +90,9 @@ def train_here(
     """Train in this process, which may be one of several; the first of them writes the results."""
     dims = f"{plan['spatial_dims']}d"
     cached = checkpoint.load(latents_path)
-    accelerator = make_accelerator(training["precision"])
+    channels, latent_shape = cached["latents"].shape[1], tuple(cached["latents"].shape[2:])
+    accelerator = make_accelerator(training["precision"], level_depths(plan, latent_shape))
     latents = cached["latents"].to(accelerator.device)  # (N, C, *latent)
-    channels, latent_shape = latents.shape[1], tuple(latents.shape[2:])
     torch.manual_seed(plan["seed"])  # of the initial weights
     network = build_denoiser(plan, latent_shape, channels, settings["patch"])
     process = ForwardProcess(settings)
@@ -129,6 +130,13 @@ def train_here(
             temporary.write_text(json.dumps(info, indent=1))
         resume_path.unlink(missing_ok=True)
     accelerator.end_training()
+
+
+def level_depths(plan: dict[str, Any], latent_shape: tuple[int, ...]) -> list[int]:
+    """Depth of a volume's latent at each level of a U-Net; none where no 3D convolution is trained."""
+    if plan["family"] != "unet" or len(latent_shape) != 3:
+        return []
+    return [latent_shape[0] // 2**level for level in range(len(UNET_SIZES[plan["size"]].channels))]
 
 
 def load_denoiser(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:

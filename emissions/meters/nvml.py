@@ -20,12 +20,11 @@ from emissions.meters.base import AbsentMeter, Meter
 COUNTER_METHOD = "nvml:energy-counter"
 INTEGRAL_METHOD = "nvml:power-integral"
 
-# Our choice: NVIDIA states +-5 % of the power reading for Fermi and Kepler (NVML reference, nvmlDeviceGetPowerUsage)
-# and nothing for newer GPUs or for the energy counter.
+# Our choice: NVIDIA states +-5 % of the power reading for Fermi and Kepler (NVML reference,
+# nvmlDeviceGetPowerUsage) and nothing for newer GPUs or for the energy counter.
 RELATIVE_ERROR = 0.05
-COUNTER_UPDATE_S = (
-    0.1  # counters advance every 20 to 100 ms; a window's two edges each miss or gain up to one step
-)
+# Counters advance every 20 to 100 ms; a window's two edges each miss or gain up to one step.
+COUNTER_UPDATE_S = 0.1
 DIVERGENCE = 0.05
 DIVERGENCE_EDGE_S = 0.2
 

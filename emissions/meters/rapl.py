@@ -22,9 +22,9 @@ PERMISSION_ADVICE = (
 LARGEST_POWER_W = 1000.0
 SHORTEST_GAP_S = 0.05
 
-# Our choices; no vendor states a figure. DRAM is the wider: against instrumented memory it follows the trend with an
-# offset that varies between systems and is worst at idle (Desrochers et al., "A Validation of DRAM RAPL Power
-# Measurements", MEMSYS 2016).
+# Our choices; no vendor states a figure. DRAM is the wider: against instrumented memory it follows the trend
+# with an offset that varies between systems and is worst at idle (Desrochers et al., "A Validation of DRAM
+# RAPL Power Measurements", MEMSYS 2016).
 RELATIVE_ERROR = {"package": 0.05, "dram": 0.20}
 _METHOD = {"package": "rapl", "dram": "rapl:dram"}
 _DOMAIN_FOLDER = re.compile(r"intel-rapl(:\d+){1,2}")  # not intel-rapl-mmio: the same counters by another way

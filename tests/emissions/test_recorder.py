@@ -59,7 +59,7 @@ def record(meters: Meters, seconds: float, interval_s: float = 0.1) -> Recording
 def test_known_watts_of_every_component(
     gpus: pytest.MonkeyPatch, tmp_path: Path, advanced_on_read: Callable[[RaplTree], RaplTree]
 ) -> None:
-    advanced_on_read(RaplTree(tmp_path, package_w=(50.0,), dram_w=8.0, range_j=15.0))  # wraps every 0.3 s
+    advanced_on_read(RaplTree(tmp_path, package_w=(50.0,), dram_w=8.0, range_j=30.0))  # wraps every 0.6 s
     meters = Meters(RaplMeter("package", tmp_path), open_nvml(), RaplMeter("dram", tmp_path))
     recorder_, watch = Recorder(meters, 1.0), Stopwatch()
     recorder_.start()

@@ -88,10 +88,11 @@ class RaplTree:
         self._counters.append((domain / "energy_uj", watts))
         (domain / "energy_uj").write_text("0\n")
 
-    def advance(self) -> None:
-        """Set every counter to the present."""
+    def advance(self, elapsed_s: float | None = None) -> None:
+        """Set every counter to the present, or to a time since the tree was made."""
         with self._lock:
-            elapsed_s = time.monotonic() - self._start_s
+            if elapsed_s is None:
+                elapsed_s = time.monotonic() - self._start_s
             for path, watts in self._counters:
                 temporary = path.with_name("next")
                 temporary.write_text(f"{int(elapsed_s * watts * 1e6) % self._range_uj}\n")
