@@ -97,9 +97,7 @@ def _dashboard(arguments: argparse.Namespace) -> int:
     try:
         server = ThreadingHTTPServer((HOST, arguments.port), handler)
     except OSError as error:
-        raise OSError(
-            f"port {arguments.port} cannot be used ({error.strerror}); choose another with --port"
-        ) from error
+        raise OSError(f"port {arguments.port} cannot be used ({error.strerror}); choose another with --port") from error
     with server:
         print(f"dashboard at http://{HOST}:{server.server_port}/ (Ctrl-C ends)", flush=True)
         try:

@@ -90,9 +90,7 @@ def by_stage(shares: pd.DataFrame) -> pd.DataFrame:
             }
         )
     table = pd.DataFrame(rows)
-    table = table.sort_values(
-        ["stage", "spatial_dims"], key=lambda c: c.map(stages) if c.name == "stage" else c
-    )
+    table = table.sort_values(["stage", "spatial_dims"], key=lambda c: c.map(stages) if c.name == "stage" else c)
     return _with_ratio(table.reset_index(drop=True), "emissions_g")
 
 
@@ -120,18 +118,14 @@ def by_model(shares: pd.DataFrame) -> pd.DataFrame:
     table["training_over_generation"] = table["training_kwh"] / (per_sample * samples)
     many = f"{EXTRAPOLATED_SAMPLES}_samples"
     table[f"extrapolated_generation_kwh_{many}"] = per_sample * EXTRAPOLATED_SAMPLES
-    table[f"extrapolated_training_over_generation_{many}"] = (
-        table["break_even_samples"] / EXTRAPOLATED_SAMPLES
-    )
+    table[f"extrapolated_training_over_generation_{many}"] = table["break_even_samples"] / EXTRAPOLATED_SAMPLES
     return table.astype({"samples": "Int64"})
 
 
 def by_method(ledger: pd.DataFrame) -> pd.DataFrame:
     """The ledger's energy by component and the method behind it: what was measured and what was estimated."""
     pieces = [
-        ledger[[f"{part}_method", f"{part}_kwh"]]
-        .set_axis(["method", "energy_kwh"], axis=1)
-        .assign(component=part)
+        ledger[[f"{part}_method", f"{part}_kwh"]].set_axis(["method", "energy_kwh"], axis=1).assign(component=part)
         for part in ("cpu", "gpu", "ram")
     ]
     parts = pd.concat(pieces, ignore_index=True).astype({"energy_kwh": "float64"})
@@ -165,9 +159,7 @@ def fidelity(shares: pd.DataFrame, scores: Mapping[str, Mapping[str, Any]]) -> p
             **_per_sample(totals | {"generation_g": _generation(group, "emissions_g")}, samples),
         }
         theirs = {name: value for name, value in scores[str(run)].items() if name not in ours}
-        rows.append(
-            ours | {name: value for name, value in theirs.items() if not isinstance(value, (list, dict))}
-        )
+        rows.append(ours | {name: value for name, value in theirs.items() if not isinstance(value, (list, dict))})
     return pd.DataFrame(rows)
 
 
@@ -219,18 +211,14 @@ def read_scores(fidelity_paths: Iterable[str | Path]) -> dict[str, dict[str, Any
     return scores
 
 
-def _by_factor(
-    shares: pd.DataFrame, levels: list[str], ratio_of: str = "emissions_g_per_sample"
-) -> pd.DataFrame:
+def _by_factor(shares: pd.DataFrame, levels: list[str], ratio_of: str = "emissions_g_per_sample") -> pd.DataFrame:
     rows = []
     for (dims,), of_dims in _groups(shares, ["spatial_dims"]):
         compared, matched = _comparable_runs(of_dims, levels)
         for values, group in _groups(of_dims, levels):
             alike = group[group["run"].isin(compared)]
             samples, totals = alike["samples"].sum(), _totals(alike)
-            bounds = {
-                f"generation{b}_g": _generation(alike, f"emissions{b}_g") for b in ("", "_low", "_high")
-            }
+            bounds = {f"generation{b}_g": _generation(alike, f"emissions{b}_g") for b in ("", "_low", "_high")}
             made = alike[alike["phase"] == "generation"]
             rows.append(
                 {

@@ -104,12 +104,8 @@ def build_dashboard(
 
 def _render(context: dict[str, Any], sections: list[Section], price: dict[str, Any]) -> str:
     """Fill the template; nothing in it comes from anywhere but this process."""
-    figures = {
-        chart.id: json.loads(chart.figure.to_json()) for section in sections for chart in section.charts
-    }
-    topology = json.loads(
-        (resources.files("emissions") / "data" / "world_110m.json").read_text(encoding="utf-8")
-    )
+    figures = {chart.id: json.loads(chart.figure.to_json()) for section in sections for chart in section.charts}
+    topology = json.loads((resources.files("emissions") / "data" / "world_110m.json").read_text(encoding="utf-8"))
     environment = jinja2.Environment(
         loader=jinja2.BaseLoader(), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -159,8 +155,7 @@ def _context(
         "months": _MONTHS,
         "cards": _cards(priced),
         "phases": phases,
-        "strip_label": "Energy by phase: "
-        + ", ".join(f"{phase['name']} {phase['percent']}" for phase in phases),
+        "strip_label": "Energy by phase: " + ", ".join(f"{phase['name']} {phase['percent']}" for phase in phases),
         "price_note": price["note"],
         "sections": [asdict_shallow(section) for section in sections],
         "cohorts": shown,
@@ -213,9 +208,7 @@ def _lead(priced: pd.DataFrame, runs: pd.DataFrame, by_model: pd.DataFrame, pric
 def _facts(
     priced: pd.DataFrame, runs: pd.DataFrame, infos: list[dict[str, Any]], price: dict[str, Any]
 ) -> list[dict[str, str]]:
-    hardware = [
-        str(value) for column in ("cpu_model", "gpu_model") for value in priced[column].dropna().unique()
-    ]
+    hardware = [str(value) for column in ("cpu_model", "gpu_model") for value in priced[column].dropna().unique()]
     facts = {
         "Images": _images_text(infos),
         "Runs": f"{plural(len(runs), 'run')} of {plural(runs['model'].nunique(), 'model')}",
@@ -306,9 +299,7 @@ def price_data(priced: pd.DataFrame, by_zone: pd.DataFrame, by_season: pd.DataFr
 
     `zones`: zone -> name, `year` (g/kWh, the annual mean) and `months` (12 x g/kWh, null without them).
     """
-    months = (
-        by_season.dropna(subset=["month"]).sort_values("month").groupby("zone")["carbon_intensity_g_per_kwh"]
-    )
+    months = by_season.dropna(subset=["month"]).sort_values("month").groupby("zone")["carbon_intensity_g_per_kwh"]
     monthly = {str(zone): [round(float(value), 1) for value in values] for zone, values in months}
     zones = {
         str(row.zone): {

@@ -220,9 +220,7 @@ def components(by_method: pd.DataFrame) -> str:
         return "No energy is known by component."
     share = 100 * present.loc[present["measured"], "energy_kwh"].sum() / present["energy_kwh"].sum()
     if share == 0:
-        return (
-            "No energy counter could be read, so all of the energy is estimated: read it with its interval."
-        )
+        return "No energy counter could be read, so all of the energy is estimated: read it with its interval."
     if share > 99.95:
         return "All of the energy was read from sensors."
     return f"{share:.0f} % of the energy was read from sensors; models estimated the rest."

@@ -103,9 +103,7 @@ def shown_cohorts(
                 "real": picture_source(real[cohort]) if cohort in real else None,
                 "real_caption": patients_text(info),
                 "volumes": dims > 2,
-                "columns": _columns(
-                    len(own) + (cohort in real), (2, 3) if info["spatial_dims"] > 2 else (3, 4, 5)
-                ),
+                "columns": _columns(len(own) + (cohort in real), (2, 3) if info["spatial_dims"] > 2 else (3, 4, 5)),
                 "pictures": [_picture(row, pictures[row["run"]], scores) for row in own.to_dict("records")],
             }
         )

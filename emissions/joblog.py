@@ -43,6 +43,11 @@ class JobLog:
         self._handlers.append(handler)
         self._root.addHandler(handler)
 
+    def done(self, line: str) -> None:
+        """One line on stderr and in the log, so that whoever watches sees the study go on."""
+        sys.stderr.write(f"{line}\n")
+        logging.getLogger(__name__).info(line)
+
     def failure(self, name: str, error: BaseException) -> None:
         """One line on stderr; the traceback in the log (in the line's place where there is no log)."""
         if self.path is None:

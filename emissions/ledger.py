@@ -56,11 +56,7 @@ def collect_attempts(
     Raises as above.
     """
     counted = _counted(pd.DataFrame(plan_rows), record_paths, journal_path)
-    rows = [
-        {column: attempt[column] for column in ATTEMPT_COLUMNS}
-        for attempts in counted
-        for attempt in attempts
-    ]
+    rows = [{column: attempt[column] for column in ATTEMPT_COLUMNS} for attempts in counted for attempt in attempts]
     return pd.DataFrame(rows, columns=list(ATTEMPT_COLUMNS))
 
 
@@ -93,9 +89,7 @@ def record_key(path: str | Path) -> tuple[str, str]:
     return Path(path).name.split(".")[0], Path(path).parent.parent.name
 
 
-def _counted(
-    plan: pd.DataFrame, record_paths: Iterable[str | Path], journal_path: str | Path
-) -> list[list[Record]]:
+def _counted(plan: pd.DataFrame, record_paths: Iterable[str | Path], journal_path: str | Path) -> list[list[Record]]:
     """For each row of the ledger its attempts by start, the ok one last."""
     journal = {attempt["attempt_id"]: attempt for attempt in read_journal(journal_path)}
     attempts: dict[tuple[str, str], list[Record]] = {}
@@ -112,9 +106,7 @@ def _counted(
     for stage, item in records:
         if (stage, item) not in order:
             raise ValueError(f"record of {stage} {item}: the plan has no such {phase_of(stage).key}")
-    return [
-        _attempts_of(records[key], attempts.get(key, [])) for key in sorted(records, key=order.__getitem__)
-    ]
+    return [_attempts_of(records[key], attempts.get(key, [])) for key in sorted(records, key=order.__getitem__)]
 
 
 def _read(path: str | Path) -> Record:
@@ -126,9 +118,7 @@ def _read(path: str | Path) -> Record:
     if found != expected:
         raise ValueError(f"{path}: is a record of {' '.join(found)}, not of {' '.join(expected)}")
     if record["outcome"] != "ok":
-        raise ValueError(
-            f"{path}: its stage did not succeed ({record['outcome']}); delete it and run its stage again"
-        )
+        raise ValueError(f"{path}: its stage did not succeed ({record['outcome']}); delete it and run its stage again")
     return record
 
 
@@ -166,9 +156,7 @@ def _merge(attempts: list[Record]) -> Record:
     row["attempts"] = len(attempts)
     row["started_at"] = attempts[0]["started_at"]
     row["wasted_kwh"] = float(sum(attempt["energy_kwh"] for attempt in wasted))
-    row["warnings"] = "; ".join(
-        dict.fromkeys(attempt["warnings"] for attempt in attempts if attempt["warnings"])
-    )
+    row["warnings"] = "; ".join(dict.fromkeys(attempt["warnings"] for attempt in attempts if attempt["warnings"]))
     return row
 
 

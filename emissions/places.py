@@ -21,9 +21,7 @@ def by_zone(shares: pd.DataFrame, year: int, pue: float) -> pd.DataFrame:
     """
     check_pue(pue)
     low, energy, high = (shares[f"energy{bound}_kwh"].sum() for bound in ("_low", "", "_high"))
-    annual, seasonal = (
-        set(data_table(f"{name}.csv")["zone"]) for name in ("annual_intensity", "typical_year")
-    )
+    annual, seasonal = (set(data_table(f"{name}.csv")["zone"]) for name in ("annual_intensity", "typical_year"))
     per_sample = _energy_per_sample(shares)
     rows = []
     for zone in all_zones().values():
@@ -72,9 +70,7 @@ def by_season(shares: pd.DataFrame, year: int, pue: float) -> pd.DataFrame:
         place["hemisphere"] = zone.hemisphere
         typical = typical_intensity_of(zone)
         if typical is None:
-            months: list[tuple] = [
-                (None, None, annual_intensity_of(zone, year).value_g_per_kwh, None, NO_SEASONS)
-            ]
+            months: list[tuple] = [(None, None, annual_intensity_of(zone, year).value_g_per_kwh, None, NO_SEASONS)]
         else:
             means = typical.month_means()
             months = [

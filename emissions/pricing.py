@@ -61,9 +61,7 @@ def hourly_energy_kwh(
         raise ValueError(f"the end {last} comes before the start {first}")
     hour = pd.Timedelta("1h")
     edges = pd.date_range(first.floor("h"), max(last.ceil("h"), first.floor("h") + hour), freq="h")
-    cuts_s = np.clip(
-        (edges - first).total_seconds().to_numpy(), 0.0, (last - first).total_seconds()
-    )  # (hours + 1,)
+    cuts_s = np.clip((edges - first).total_seconds().to_numpy(), 0.0, (last - first).total_seconds())  # (hours + 1,)
     if len(edges) == 2:  # within one hour nothing is left to spread
         share = np.ones(1)
     else:
@@ -174,9 +172,7 @@ def read_traces(ledger: pd.DataFrame, trace_paths: Iterable[str | Path]) -> dict
 
     Raises ValueError or OSError naming the file.
     """
-    started, ended = (
-        pd.to_datetime(ledger[name], utc=True).dt.floor("h") for name in ("started_at", "ended_at")
-    )
+    started, ended = (pd.to_datetime(ledger[name], utc=True).dt.floor("h") for name in ("started_at", "ended_at"))
     long = set(_keys(ledger[started != ended]))
     traces = {}
     for path in trace_paths:

@@ -129,14 +129,10 @@ class Recorder:
         duration_s = time.monotonic() - self._start_s
         jump_s = (datetime.now(UTC) - self._started_at).total_seconds() - duration_s
         if abs(jump_s) > CLOCK_JUMP_S:
-            self._warnings.append(
-                f"the system clock was set by {jump_s:+.0f} s in the window; times follow its start"
-            )
+            self._warnings.append(f"the system clock was set by {jump_s:+.0f} s in the window; times follow its start")
         for meter in self._meters:
             self._guarded(meter, meter.close)
-        cpu, gpu, ram = (
-            self._component(meter, joules) for meter, joules in zip(self._meters, self._last, strict=True)
-        )
+        cpu, gpu, ram = (self._component(meter, joules) for meter, joules in zip(self._meters, self._last, strict=True))
         meter_warnings = [text for meter in self._meters for text in meter.warnings]
         return Recording(
             self._started_at,
@@ -174,9 +170,7 @@ class Recorder:
             act()  # type: ignore[operator]
         except Exception as error:  # a meter may fail in any way; the job must not
             logger.info("%s failed", type(meter).__name__, exc_info=True)
-            self._warn(
-                f"{type(meter).__name__} failed ({type(error).__name__}: {error}); its last reading stands"
-            )
+            self._warn(f"{type(meter).__name__} failed ({type(error).__name__}: {error}); its last reading stands")
 
     def _warn(self, text: str) -> None:
         if text not in self._warnings:
@@ -208,9 +202,7 @@ class Recorder:
         for at_s, joules in rows:
             if at_s <= before_s:
                 continue
-            cpu_w, gpu_w, ram_w = (
-                _power_w(a, b, at_s - before_s) for a, b in zip(before_j, joules, strict=True)
-            )
+            cpu_w, gpu_w, ram_w = (_power_w(a, b, at_s - before_s) for a, b in zip(before_j, joules, strict=True))
             trace.append(TraceRow(self._started_at + timedelta(seconds=at_s), cpu_w, gpu_w, ram_w))
             before_s, before_j = at_s, joules
         return tuple(trace)

@@ -128,9 +128,7 @@ def validate_record(record: Mapping[str, Any], source: str) -> Record:
         value = record.get(key)
         clean[key] = value if value is None else _checked_value(key, value, dtype, source)
     if clean["outcome"] not in OUTCOMES:
-        raise ValueError(
-            f"{source}: 'outcome' is {clean['outcome']!r}; it must be one of {', '.join(OUTCOMES)}"
-        )
+        raise ValueError(f"{source}: 'outcome' is {clean['outcome']!r}; it must be one of {', '.join(OUTCOMES)}")
     for key in ("started_at", "ended_at"):
         try:
             parse_utc(clean[key])
@@ -187,9 +185,7 @@ def append_journal(path: str | Path, record: Mapping[str, Any]) -> None:
     ValueError or OSError.
     """
     path = Path(path)
-    line = (
-        json.dumps(validate_record(record, str(path)), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    )
+    line = json.dumps(validate_record(record, str(path)), ensure_ascii=False, allow_nan=False).encode() + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
@@ -201,9 +197,7 @@ def append_journal(path: str | Path, record: Mapping[str, Any]) -> None:
         try:
             written = os.write(descriptor, line)
             if written != len(line):
-                raise OSError(
-                    f"{path}: journal line cut short at {written} of {len(line)} bytes; is the disk full?"
-                )
+                raise OSError(f"{path}: journal line cut short at {written} of {len(line)} bytes; is the disk full?")
             os.fsync(descriptor)
         except OSError:
             os.ftruncate(descriptor, size)
@@ -237,9 +231,7 @@ def read_journal(path: str | Path) -> list[Record]:
     return attempts
 
 
-def attempts_since_ok(
-    attempts: Iterable[Mapping[str, Any]], stage: str, item: str
-) -> list[Mapping[str, Any]]:
+def attempts_since_ok(attempts: Iterable[Mapping[str, Any]], stage: str, item: str) -> list[Mapping[str, Any]]:
     """The attempts at (stage, item) after its last ok one, in order: what a next ok attempt has to account
     for as waste."""
     pending: list[Mapping[str, Any]] = []

@@ -75,10 +75,7 @@ class Section:
 
 def text_table(frame: pd.DataFrame, columns: Columns, title: str = "", lead: str = "") -> Table:
     """The named columns of a table as texts; what is unknown is a dash."""
-    rows = [
-        [_cell(row[column], write) for column, (_, write) in columns.items()]
-        for row in frame.to_dict("records")
-    ]
+    rows = [[_cell(row[column], write) for column, (_, write) in columns.items()] for row in frame.to_dict("records")]
     heads = [{"name": heading, "number": write is not None} for heading, write in columns.values()]
     return Table(heads, rows, title, lead)
 
@@ -215,9 +212,7 @@ def choices_section(tables: dict[str, pd.DataFrame]) -> Section:
             "Stage by stage",
             findings.by_stage(tables["by_stage"]),
             figures.by_stage(tables["by_stage"]),
-            text_table(
-                tables["by_stage"].assign(stage=tables["by_stage"]["stage"].map(stage_name)), of_stage
-            ),
+            text_table(tables["by_stage"].assign(stage=tables["by_stage"]["stage"].map(stage_name)), of_stage),
             shape="wide",
         ),
     ]
@@ -337,9 +332,7 @@ def methods_section(ledger: pd.DataFrame, by_method: pd.DataFrame) -> Section:
         "rows": ("Stages and items", count_text),
     }
     stages = stage_energy(ledger)
-    ratios = stages.assign(
-        stage=stages["stage"].map(stage_name), ratio=stages["codecarbon_kwh"] / stages["energy_kwh"]
-    )
+    ratios = stages.assign(stage=stages["stage"].map(stage_name), ratio=stages["codecarbon_kwh"] / stages["energy_kwh"])
     of_stage: Columns = {
         "stage": ("Stage", None),
         "energy_kwh": ("Ours", energy_text),

@@ -12,15 +12,13 @@ import logging
 import math
 import os
 import platform
-import signal
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import psutil
@@ -32,19 +30,12 @@ from emissions.meters.codecarbon import CodeCarbonMeter
 from emissions.meters.model import cpu_model_name
 from emissions.meters.nvml import NvmlMeter
 from emissions.recorder import Component, Recorder, Recording, write_trace
+from emissions.signals import Signals, Terminated, signals_for_the_main_thread
 
 logger = logging.getLogger(__name__)
 
 FAILURE_STATUS = 2
-SECOND_SIGNAL_S = 5.0
 TEXT_FACTORS = ("family", "size", "sampler")
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived inside the window (a scheduler's time-out, `kill`).
-
-    Not an Exception: no job should catch it.
-    """
 
 
 class Metered:
@@ -83,14 +74,14 @@ class stage:  # noqa: N801 - reads as a statement where it is used
         self._pid = os.getpid()
         self._log = JobLog(log_path(self._snakemake))
         try:
-            with _signals_for_the_main_thread():
+            with signals_for_the_main_thread():
                 self._prepare()
                 self._recorder.start()
         except Exception as error:
             self._log.failure(str(self._snakemake.rule), error)
             self._log.close()
             raise SystemExit(FAILURE_STATUS) from None
-        self._signals = _Signals()
+        self._signals = Signals()
         return self._metered
 
     def _prepare(self) -> None:
@@ -134,6 +125,9 @@ class stage:  # noqa: N801 - reads as a statement where it is used
             self._signals.restore()
         if error is not None:
             self._log.failure(f"{self._stage} {self._item}", error)
+        else:
+            energy_wh = 1000 * (recording.energy_kwh or math.nan)
+            self._log.done(f"{self._stage} {self._item}: {recording.duration_s:.1f} s, {energy_wh:.3g} Wh")
         self._log.close()
         if error is not None:
             raise SystemExit(FAILURE_STATUS) from None
@@ -214,62 +208,6 @@ def unmetered(snakemake: Any) -> Iterator[None]:
         raise SystemExit(FAILURE_STATUS) from None
     finally:
         log.close()
-
-
-class _Signals:
-    """SIGTERM raises `Terminated` in the block and SIGINT KeyboardInterrupt, once: an impatient second signal
-    must not cut short what the first one set off. `hold()` makes both wait for good, `restore()` undoes it
-    all.
-
-    Only the main thread may set handlers; in any other, signals stay as they are. An ignored SIGINT stays
-    ignored.
-    """
-
-    def __init__(self) -> None:
-        self._pid = os.getpid()
-        self._raised_s = -math.inf
-        self._before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            numbers = (signal.SIGTERM, signal.SIGINT)
-            self._before = {number: signal.getsignal(number) for number in numbers}
-            for number in numbers:
-                if self._before[number] is not signal.SIG_IGN:
-                    signal.signal(number, self._interrupt)
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a forked worker has to behave as if this handler were not there
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
-        now_s = time.monotonic()
-        if now_s - self._raised_s > SECOND_SIGNAL_S:
-            self._raised_s = now_s
-            raise (
-                KeyboardInterrupt("stopped by Ctrl-C")
-                if number == signal.SIGINT
-                else Terminated("stopped by SIGTERM")
-            )
-
-    def hold(self) -> None:
-        self._raised_s = math.inf
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-@contextmanager
-def _signals_for_the_main_thread() -> Iterator[None]:
-    """Threads started in here, and those they start, never take SIGTERM or SIGINT.
-
-    Python runs handlers in the main thread only, which a signal that another thread took does not wake from a
-    sleep.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _synchronise_gpus() -> Exception | None:

@@ -176,9 +176,7 @@ def _seasons(by_season: pd.DataFrame, zone: str) -> dict[str, Any]:
 def _patients(results: Path, plan: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for dims, group in plan.groupby("spatial_dims"):
-        counts = [
-            _cohort(results / "cohorts" / cohort / "cohort.json") for cohort in group["cohort"].unique()
-        ]
+        counts = [_cohort(results / "cohorts" / cohort / "cohort.json") for cohort in group["cohort"].unique()]
         # Cohorts of one dimension differ in resolution; where one leaves out a patient, the smallest is what
         # holds.
         rows.append({"spatial_dims": dims} | {key: min(count[key] for count in counts) for key in counts[0]})

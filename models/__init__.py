@@ -1,1 +1,1 @@
-"""Everything that happens to a model: images, networks, diffusion, training, sampling, audits. Knows nothing of energy."""
+"""Everything that happens to a model: images, networks, training, sampling, audits. Knows nothing of energy."""

@@ -48,8 +48,8 @@ def train_autoencoder(
     cohort = load_cohort(cohort_dir)
     images = torch.from_numpy(np.array(cohort.train))  # (N, 1, *image)
     network = build_autoencoder(plan["spatial_dims"], settings)
-    crop = settings["crop"][dims]
-    accelerator = make_accelerator(training["precision"], level_depths(crop or images.shape[2], settings, dims))
+    side = min(settings["crop"][dims] or images.shape[2], images.shape[2])
+    accelerator = make_accelerator(training["precision"], level_depths(side, settings, dims))
     length = Training(
         images=settings["images"][dims],
         batch_size=settings["batch_size"][dims],
@@ -60,7 +60,7 @@ def train_autoencoder(
     )
 
     def loss(autoencoder: nn.Module, batch: Tensor, noise: torch.Generator) -> Tensor:
-        x = torch.stack([random_crop(images[i], crop, noise) for i in batch.cpu()]).to(accelerator.device)  # (N, 1, *)
+        x = torch.stack([random_crop(images[i], side, noise) for i in batch.cpu()]).to(accelerator.device)  # (N, 1, *)
         reconstruction, mean, deviation = (part.float() for part in autoencoder(x))  # (N, 1, *), (N, C, *latent) twice
         divergence = 0.5 * (mean**2 + deviation**2 - torch.log(deviation**2) - 1).flatten(1).sum(1).mean()
         return F.l1_loss(reconstruction, x) + settings["kl_weight"] * divergence
@@ -71,9 +71,10 @@ def train_autoencoder(
 
     trained = network.eval().to(accelerator.device)
     error = reconstruction_error(trained, torch.from_numpy(np.array(cohort.heldout)), accelerator.device)
-    shape = (1, 1, *([crop] * plan["spatial_dims"] if crop else images.shape[2:]))
+    shape = (1, 1, *(side,) * plan["spatial_dims"])
+    parameters = count_parameters(network)
     info = {
-        "parameters": count_parameters(network),
+        "parameters": parameters,
         "images_seen": result.images_seen,
         "images_resumed": result.images_resumed,
         "heldout_l1": error,
@@ -95,7 +96,7 @@ def train_autoencoder(
         "images_seen": seen,
         "voxels": seen * math.prod(shape),
         "flops": seen * TRAINING_PASSES * count_flops(network, shape),
-        "parameters": info["parameters"],
+        "parameters": parameters,
     }
 
 
@@ -133,7 +134,7 @@ def level_depths(depth: int, settings: dict[str, Any], dims: str) -> list[int]:
 
 
 def load_autoencoder(path: str | Path) -> tuple[AutoencoderKL, dict[str, int]]:
-    """The trained autoencoder in a file, ready for use, and the operations that it takes to `encode` and `decode` an image.
+    """The trained autoencoder in a file, and the operations that it takes to `encode` and to `decode` an image.
 
     Raises:
         ValueError: naming the file, if it is not readable.
@@ -144,10 +145,8 @@ def load_autoencoder(path: str | Path) -> tuple[AutoencoderKL, dict[str, int]]:
     return network.eval(), state["flops"]
 
 
-def random_crop(image: Tensor, side: int | None, generator: torch.Generator) -> Tensor:  # (1, *image) -> (1, *side)
-    """A crop at a random place, or the image where `side` is None."""
-    if side is None:
-        return image
+def random_crop(image: Tensor, side: int, generator: torch.Generator) -> Tensor:  # (C, *image) -> (C, *side)
+    """A crop at a random place."""
     starts = [int(torch.randint(size - side + 1, (), generator=generator)) for size in image.shape[1:]]
     return image[(slice(None), *(slice(start, start + side) for start in starts))]
 

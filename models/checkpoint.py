@@ -43,7 +43,9 @@ def load(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}); delete it to start afresh") from error
+        raise ValueError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}); delete it to start afresh"
+        ) from error
     return state
 
 

@@ -24,16 +24,18 @@ def check_config(config: dict[str, Any], schema_path: str | Path) -> None:
 def describe(error: jsonschema.ValidationError) -> str:
     """One line for a person: the key with its path, what is wrong, and the likely mend."""
     path = ".".join(str(part) for part in error.absolute_path)
+    schema: Any = error.schema
+    found: Any = error.instance
     if error.validator == "additionalProperties":
-        known = error.schema["properties"]
-        unknown = sorted(set(error.instance) - set(known))[0]
+        known = schema["properties"]
+        unknown = sorted(set(found) - set(known))[0]
         near = difflib.get_close_matches(str(unknown), known, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"
         return f"config: unknown key `{'.'.join(filter(None, [path, str(unknown)]))}`; {hint}"
     if error.validator == "required":
-        missing = sorted(set(error.validator_value) - set(error.instance))[0]
+        missing = sorted(set(schema["required"]) - set(found))[0]
         return f"config: key `{'.'.join(filter(None, [path, missing]))}` is missing"
     hint = ""
-    if isinstance(error.instance, bool):
+    if isinstance(found, bool):
         hint = " (YAML reads a bare NO, ON or YES as true or false: put quotes around it)"
     return f"config: `{path}`: {error.message}{hint}"

@@ -36,7 +36,7 @@ def autocast(precision: str) -> AbstractContextManager[None]:
 def training_precision(precision: str, depths: Iterable[int]) -> str:
     """As `resolve_precision`, but float32 where PyTorch 2.13.0 would train 3D networks on garbage.
 
-    On CPUs its bfloat16 gradient of a 3x3x3 convolution's weights is undefined memory when the input is two voxels deep.
+    On CPUs its bfloat16 gradient of a 3x3x3 convolution's weights is undefined memory when the input is 2 voxels deep.
 
     Args:
         precision: of the config.
@@ -44,6 +44,6 @@ def training_precision(precision: str, depths: Iterable[int]) -> str:
     """
     resolved = resolve_precision(precision)
     if resolved == "bf16" and best_device().type == "cpu" and 2 in depths:
-        logger.info("a level is two voxels deep: training in float32, since bfloat16 gradients are undefined there")
+        logger.info("a level is two voxels deep: training in float32, bfloat16 gradients are undefined there")
         return "fp32"
     return resolved

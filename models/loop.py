@@ -66,7 +66,7 @@ def train(
 ) -> Trained:
     """Minimise a loss over random batches, resuming from `checkpoint_path` if it holds this very training.
 
-    Batches depend on the seed and on images seen alone, so a resumed training sees what an uninterrupted one would have.
+    Batches depend on the seed and on images seen alone: a resumed training sees what an uninterrupted one would.
     With several processes each takes its share of every batch. The checkpoint is deleted at the end by the caller,
     who has then written the result.
 

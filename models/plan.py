@@ -111,15 +111,17 @@ def check_run(factors: Row, config: dict[str, Any]) -> None:
             f"use a multiple of {2**halvings}"
         )
     crop = config["autoencoder"]["crop"][dims]
-    if crop is not None and (crop > resolution or crop % 2**halvings):
+    if crop is not None and crop % 2**halvings:
         raise ValueError(
-            f"autoencoder.crop.{dims}: {crop} must be a multiple of {2**halvings} and at most the resolution, {resolution}"
+            f"autoencoder.crop.{dims}: {crop} must be a multiple of {2**halvings}, to be halved {halvings} times"
         )
     latent = resolution // 2**halvings
     patch = config["diffusion"]["patch"] if factors["family"] == "dit" else 2  # every U-Net here halves at least once
     if latent % patch:
         key = "diffusion.patch" if factors["family"] == "dit" else "matrix.resolution"
-        raise ValueError(f"{key}: the latent of resolution {resolution} has side {latent}, which {patch} does not divide")
+        raise ValueError(
+            f"{key}: the latent of resolution {resolution} has side {latent}, which {patch} does not divide"
+        )
     prediction = config["diffusion"]["prediction"]
     if factors["sampler"] not in samplers_for(prediction):
         known = ", ".join(samplers_for(prediction) if factors["sampler"] in SAMPLERS else SAMPLERS)
@@ -127,7 +129,9 @@ def check_run(factors: Row, config: dict[str, Any]) -> None:
     check_steps(factors["sampler"], factors["steps"], config["diffusion"]["timesteps"])
     batch = config["diffusion"]["batch_size"][dims]
     if batch % factors["devices"]:
-        raise ValueError(f"diffusion.batch_size.{dims}: {batch} cannot be shared evenly by {factors['devices']} devices")
+        raise ValueError(
+            f"diffusion.batch_size.{dims}: {batch} cannot be shared evenly by {factors['devices']} devices"
+        )
 
 
 def check_steps(sampler: str, steps: int, timesteps: int) -> None:

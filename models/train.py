@@ -45,7 +45,7 @@ def train_diffusion(
         ValueError: if there are GPUs, but fewer than the plan's devices.
         RuntimeError: if one of several processes fails.
     """
-    arguments = {
+    arguments: dict[str, Any] = {
         "plan": plan,
         "settings": settings,
         "training": training,

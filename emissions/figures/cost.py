@@ -221,17 +221,9 @@ def per_sample(
         if table["spatial_dims"][row] != table["spatial_dims"][row - 1]:
             figure.add_hline(y=row - 0.5, line={"color": MUTED, "width": 1, "dash": "dot"})
     kinds = table["spatial_dims"].map(unit_name)
-    text = [
-        f"{a}<br><b>{mass_text(b)}</b> to generate one {c}"
-        for a, b, c in zip(labels, made, kinds, strict=True)
-    ]
-    _add_marks(
-        figure, made, labels, text, {"size": 12, "color": list(colours)}, error_x=error_bars(made, low, high)
-    )
-    text = [
-        f"{a}<br><b>{mass_text(b)}</b> a {c}, all stages"
-        for a, b, c in zip(labels, whole, kinds, strict=True)
-    ]
+    text = [f"{a}<br><b>{mass_text(b)}</b> to generate one {c}" for a, b, c in zip(labels, made, kinds, strict=True)]
+    _add_marks(figure, made, labels, text, {"size": 12, "color": list(colours)}, error_x=error_bars(made, low, high))
+    text = [f"{a}<br><b>{mass_text(b)}</b> a {c}, all stages" for a, b, c in zip(labels, whole, kinds, strict=True)]
     marker = {"symbol": "circle-open", "size": 12, "color": list(colours), "line": {"width": 2}}
     _add_marks(figure, whole, labels, text, marker)
     what = [
@@ -245,9 +237,7 @@ def per_sample(
 def by_size(comparison: pd.DataFrame) -> go.Figure:
     """Grams per sample by dimension, family and size, with the denoiser's parameters in the row's name."""
     table = comparison.assign(rank=comparison["size"].map(size_rank))
-    table = table.sort_values(
-        ["spatial_dims", "family", "rank"], ascending=[True, False, True], ignore_index=True
-    )
+    table = table.sort_values(["spatial_dims", "family", "rank"], ascending=[True, False, True], ignore_index=True)
     labels = [
         f"{row.spatial_dims}D · {family_name(row.family)} {row.size}"
         + (f" · {significant(row.parameters / 1e6, 2)} M" if has_value(row.parameters) else "")
@@ -275,10 +265,7 @@ def by_sampler(comparison: pd.DataFrame) -> go.Figure:
 def by_devices(comparison: pd.DataFrame) -> go.Figure:
     """Grams per sample by dimension and number of devices."""
     table = comparison.sort_values(["spatial_dims", "devices"], ignore_index=True)
-    labels = [
-        f"{row.spatial_dims}D · {row.devices} device{'' if row.devices == 1 else 's'}"
-        for row in rows_of(table)
-    ]
+    labels = [f"{row.spatial_dims}D · {row.devices} device{'' if row.devices == 1 else 's'}" for row in rows_of(table)]
     return per_sample(table, labels, [PHASE_COLOURS["generation"]] * len(table))
 
 

@@ -45,9 +45,7 @@ def world_map(by_zone: pd.DataFrame, zone_points: pd.DataFrame, study_zone: str)
     if zones.empty:
         return empty_figure("No zone has an intensity.")
     own = by_zone.loc[by_zone["zone"] == study_zone, "emissions_g"]
-    zones["hover"] = [
-        _zone_hover(row, float(own.iloc[0]) if len(own) else None) for _, row in zones.iterrows()
-    ]
+    zones["hover"] = [_zone_hover(row, float(own.iloc[0]) if len(own) else None) for _, row in zones.iterrows()]
     is_point = zones["latitude_deg"].notna()
     countries, points = zones[~is_point], zones[is_point]
     figure = go.Figure(

@@ -37,9 +37,7 @@ def components(by_method: pd.DataFrame) -> go.Figure:
     if table.empty:
         return empty_figure("No component has an energy of its own.")
     largest_kwh = float(table["energy_kwh"].max())
-    factor, unit = (
-        (1.0, "kWh") if largest_kwh >= 0.5 else (1e3, "Wh") if largest_kwh >= 5e-4 else (1e6, "mWh")
-    )
+    factor, unit = (1.0, "kWh") if largest_kwh >= 0.5 else (1e3, "Wh") if largest_kwh >= 5e-4 else (1e6, "mWh")
     figure = go.Figure(
         layout=layout(
             84 + 64 * len(table),

@@ -74,12 +74,8 @@ def fidelity(table: pd.DataFrame) -> go.Figure:
         text=[_hover(row) for _, row in known.iterrows()],
         hovertemplate="%{text}<extra></extra>",
     )
-    keys = [
-        legend_key(family_name(family), family_colour(family)) for family in dict.fromkeys(known["family"])
-    ]
-    keys += [
-        legend_key(sampler_label(sampler, steps), INK, symbol) for (steps, sampler), symbol in symbols.items()
-    ]
+    keys = [legend_key(family_name(family), family_colour(family)) for family in dict.fromkeys(known["family"])]
+    keys += [legend_key(sampler_label(sampler, steps), INK, symbol) for (steps, sampler), symbol in symbols.items()]
     figure.update_layout(meta={"legend": [*keys, legend_key("best for its cost", "#cfd7dd", "line")]})
     _add_reference(figure, known)
     return figure

@@ -79,15 +79,11 @@ def axis(title: str | None = None, **changes: Any) -> dict[str, Any]:
     return base | changes
 
 
-def log_axis(
-    title: str, values: Iterable[float], text: Callable[[float], str], **changes: Any
-) -> dict[str, Any]:
+def log_axis(title: str, values: Iterable[float], text: Callable[[float], str], **changes: Any) -> dict[str, Any]:
     """A logarithmic axis round all values above zero, with round ticks written by `text` ("100 mg")."""
     logs = [math.log10(value) for value in values if has_value(value) and value > 0]
     low, high = (min(logs), max(logs)) if logs else (0.0, 1.0)
-    pad = max(
-        0.07 * (high - low), (1 - (high - low)) / 2, 0.08
-    )  # a decade at least, else an axis has no ticks
+    pad = max(0.07 * (high - low), (1 - (high - low)) / 2, 0.08)  # a decade at least, else an axis has no ticks
     low, high = low - pad, high + pad
     steps = (1, 2, 5) if high - low < 2.2 else (1,)
     every = 2 if high - low > 7 else 1
@@ -244,9 +240,7 @@ def a_unit(spatial_dims: int) -> str:
 
 def model_label(row: Mapping[str, Any]) -> str:
     """A short name of a model for an axis: "U-Net nano · 2D 64²"."""
-    return (
-        f"{family_name(row['family'])} {row['size']} · {shape_name(row['spatial_dims'], row['resolution'])}"
-    )
+    return f"{family_name(row['family'])} {row['size']} · {shape_name(row['spatial_dims'], row['resolution'])}"
 
 
 def family_colour(family: str, position: int = 0) -> str:

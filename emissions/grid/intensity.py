@@ -54,9 +54,9 @@ class CarbonIntensity(ABC):
         first, last = _utc(start), _utc(end)
         if last < first:
             raise ValueError(f"the end {last} comes before the start {first}")
-        hours = pd.date_range(
-            first.floor("h"), max(last.ceil("h"), first.floor("h") + pd.Timedelta("1h")), freq="h"
-        )[:-1]
+        hours = pd.date_range(first.floor("h"), max(last.ceil("h"), first.floor("h") + pd.Timedelta("1h")), freq="h")[
+            :-1
+        ]
         return pd.Series(self.values_at(hours), index=hours, name="carbon_intensity_g_per_kwh")
 
 
@@ -119,9 +119,7 @@ def annual_intensity_of(zone: Zone | str, year: int) -> AnnualIntensity:
     if rows is None:
         raise ValueError(f"zone {place.zone} has a typical year and no annual value: name the zone around it")
     row = rows.filter(like="lifecycle_").iloc[0].dropna()
-    values = {
-        int(str(name).removeprefix("lifecycle_")): float(value) for name, value in row.to_dict().items()
-    }
+    values = {int(str(name).removeprefix("lifecycle_")): float(value) for name, value in row.to_dict().items()}
     if not values:
         raise ValueError(f"zone {place.zone} has no annual value in any year: choose another zone")
     found = min(values, key=lambda other: (abs(other - year), -other))

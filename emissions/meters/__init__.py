@@ -62,9 +62,7 @@ def open_meters(settings: MeterSettings) -> Meters:
 
     Never raises: what fails is a warning of the meter.
     """
-    return Meters(
-        open_cpu(settings, rapl.POWERCAP_FOLDER), _open_gpu(), open_ram(settings, rapl.POWERCAP_FOLDER)
-    )
+    return Meters(open_cpu(settings, rapl.POWERCAP_FOLDER), _open_gpu(), open_ram(settings, rapl.POWERCAP_FOLDER))
 
 
 def open_cpu(settings: MeterSettings, powercap_folder: Path) -> Meter:
@@ -73,9 +71,7 @@ def open_cpu(settings: MeterSettings, powercap_folder: Path) -> Meter:
     try:
         return rapl.RaplMeter("package", powercap_folder)
     except PermissionError as error:
-        warnings.append(
-            f"CPU energy is modelled: no permission to read {error.filename}; {rapl.PERMISSION_ADVICE}"
-        )
+        warnings.append(f"CPU energy is modelled: no permission to read {error.filename}; {rapl.PERMISSION_ADVICE}")
     except FileNotFoundError:
         pass  # no RAPL here, as in most virtual machines
     except (OSError, ValueError) as error:

@@ -152,9 +152,7 @@ class CodeCarbonMeter:
         return [line for line in lines if line]
 
 
-def _compare(
-    what: str, theirs_j: float, ours_j: float, duration_s: float, slack_s: float, reference: str
-) -> str:
+def _compare(what: str, theirs_j: float, ours_j: float, duration_s: float, slack_s: float, reference: str) -> str:
     slack_j = slack_s * ours_j / duration_s if duration_s > 0 else 0.0
     if abs(theirs_j - ours_j) <= RELATIVE_TOLERANCE * ours_j + slack_j:
         return ""
@@ -224,9 +222,7 @@ def _quiet_start() -> Iterator[None]:
 
 @contextmanager
 def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(
-        module, name
-    )  # raises where a later version has moved it: better no figure than a wrong one
+    original = getattr(module, name)  # raises where a later version has moved it: better no figure than a wrong one
     setattr(module, name, value)
     try:
         yield

@@ -54,11 +54,7 @@ class _Gpu:
     @property
     def energy_j(self) -> float:
         """Counter joules, plus the integral over the time since the counter could last be read."""
-        return (
-            self.counter_j + self.integral_j - self._integral_at_counter_j
-            if self.has_counter
-            else self.integral_j
-        )
+        return self.counter_j + self.integral_j - self._integral_at_counter_j if self.has_counter else self.integral_j
 
     def read(self) -> None:
         if self.lost:
@@ -114,9 +110,7 @@ class _Gpu:
         gap_j = abs(self.counter_j - self.integral_j)
         larger_j = max(self.counter_j, self.integral_j)
         if gap_j > DIVERGENCE * larger_j and gap_j > DIVERGENCE_EDGE_S * larger_j / elapsed_s:
-            self._warn(
-                f"energy counter {self.counter_j:.1f} J and integrated power {self.integral_j:.1f} J disagree"
-            )
+            self._warn(f"energy counter {self.counter_j:.1f} J and integrated power {self.integral_j:.1f} J disagree")
 
     def _warn(self, text: str) -> None:
         text = f"GPU {self.index} ({self.uuid}) {text}"
@@ -211,14 +205,10 @@ def _visible_indices() -> tuple[list[int], list[str]]:
     warnings: list[str] = []
     for entry in filter(None, (part.strip() for part in visible.split(","))):
         if entry.startswith("MIG-"):
-            warnings.append(
-                f"{entry}: the energy of a MIG slice cannot be told from its GPU's and is not counted"
-            )
+            warnings.append(f"{entry}: the energy of a MIG slice cannot be told from its GPU's and is not counted")
             continue
         matches = [
-            i
-            for i, uuid in enumerate(uuids)
-            if (str(i) == entry if entry.isdigit() else uuid.startswith(entry))
+            i for i, uuid in enumerate(uuids) if (str(i) == entry if entry.isdigit() else uuid.startswith(entry))
         ]
         if len(matches) != 1:
             break

@@ -14,9 +14,7 @@ from pathlib import Path
 from emissions.meters.model import cpu_model_name
 
 POWERCAP_FOLDER = Path("/sys/class/powercap")
-PERMISSION_ADVICE = (
-    "to measure it: sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj (until the next boot)"
-)
+PERMISSION_ADVICE = "to measure it: sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj (until the next boot)"
 
 # Half a wrap at this power per domain is the longest time between two readings: more than any package draws.
 LARGEST_POWER_W = 1000.0
@@ -79,9 +77,7 @@ class RaplMeter:
         if delta_uj < 0:
             delta_uj += domain.range_uj
         if delta_uj < 0:  # backwards by more than a wrap, or no known range
-            self._warn(
-                f"RAPL counter {domain.counter} went backwards; the energy since its last reading is missing"
-            )
+            self._warn(f"RAPL counter {domain.counter} went backwards; the energy since its last reading is missing")
             delta_uj = 0
         domain.last_uj = now_uj
         domain.total_uj += delta_uj

@@ -140,9 +140,7 @@ def extract_features(
     """
     per_plane = slices_per_volume // len(PLANES)
     if images.ndim == 5 and per_plane < 1:
-        raise ValueError(
-            f"audit.slices_per_volume: {slices_per_volume} is too few, 3 (one a plane) is the least"
-        )
+        raise ValueError(f"audit.slices_per_volume: {slices_per_volume} is too few, 3 (one a plane) is the least")
     chosen = np.arange(len(images)) if rows is None else np.asarray(rows)
     values: list[NDArray[np.float32]] = []
     items: list[int] = []

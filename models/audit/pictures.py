@@ -77,9 +77,7 @@ def _block(slices: dict[str, Array], planes: tuple[str, ...], spacing_mm: tuple[
     extents = {plane: _extent_mm(slices[plane], plane, spacing_mm) for plane in planes}
     longest_mm = max(max(extent) for extent in extents.values())
     longest_px = max(TILE_PX, *(max(image.shape) for image in slices.values()))
-    return _beside(
-        [_tile(slices[plane], extents[plane], longest_px / longest_mm) for plane in planes], GAP_PX
-    )
+    return _beside([_tile(slices[plane], extents[plane], longest_px / longest_mm) for plane in planes], GAP_PX)
 
 
 def _extent_mm(image: Array, plane: str, spacing_mm: tuple[float, ...]) -> tuple[float, float]:

@@ -160,9 +160,7 @@ def audit_fidelity(
     reference = Reference.load(Path(reference_path))
     if tuple(samples.shape[2:]) != reference.shape:
         found = samples.shape[2:]
-        raise ValueError(
-            f"{samples_path}: samples are {found}, the cohort's images {reference.shape}; sample again"
-        )
+        raise ValueError(f"{samples_path}: samples are {found}, the cohort's images {reference.shape}; sample again")
     report = _describe(run, samples, reference, cohort, settings)
     images_seen = 0
     if broken := _not_finite(samples):

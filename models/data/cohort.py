@@ -192,9 +192,7 @@ def split_patients(patients: Sequence[str], held_out: Sequence[str] | float | No
         raise ValueError(f"images.held_out: {', '.join(unknown)} is not among the patients ({there})")
     if not chosen or chosen == set(everyone):
         side = "nobody is" if not chosen else "everybody is"
-        raise ValueError(
-            f"images.held_out: {side} held out; name some of the patients ({there}), or give a fraction"
-        )
+        raise ValueError(f"images.held_out: {side} held out; name some of the patients ({there}), or give a fraction")
     return chosen
 
 
@@ -217,9 +215,7 @@ def _write_volumes(
         split = "heldout" if patient in heldout else "train"
         volume = read_volume(entry)
         if volume.unit != "HU" and recipe.window is not None:
-            log.warning(
-                "%s is no CT: does images.window %s fit it? null is its own", volume.file, recipe.window
-            )
+            log.warning("%s is no CT: does images.window %s fit it? null is its own", volume.file, recipe.window)
         oriented = orient(volume, recipe.window)
         view_mm = np.array(recipe.field_of_view_mm) if recipe.field_of_view_mm else oriented.extent_mm
         if reason := _too_short(oriented, recipe, view_mm):
@@ -321,9 +317,7 @@ def _write_pictures(manifest: dict[str, Any], recipe: Recipe, writer: "_Writer")
     }
 
 
-def _resized(
-    batch: NDArray[np.float32], recipe: Recipe, rng: np.random.Generator | None
-) -> NDArray[np.float32]:
+def _resized(batch: NDArray[np.float32], recipe: Recipe, rng: np.random.Generator | None) -> NDArray[np.float32]:
     """Pictures (N, [D,] H, W) in [0, 1] at the recipe's resolution, moved at random if there is an `rng`."""
     dims, number = recipe.spatial_dims, len(batch)
     motions = np.tile(np.eye(dims + 1), (number, 1, 1))

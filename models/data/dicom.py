@@ -119,9 +119,7 @@ def read_series(files: list[Path]) -> tuple[NDArray[np.float32], NDArray[np.floa
     else:
         step = normal * float(first.get("SpacingBetweenSlices") or first.get("SliceThickness") or 1)
 
-    row_mm, column_mm = (
-        float(v) for v in first.get("PixelSpacing") or first.get("ImagerPixelSpacing") or [1, 1]
-    )
+    row_mm, column_mm = (float(v) for v in first.get("PixelSpacing") or first.get("ImagerPixelSpacing") or [1, 1])
     affine = np.eye(4)
     affine[:3] = np.stack([across * column_mm, down * row_mm, step, places[0]], axis=1)  # index to LPS mm
     return stack, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, str(first.get("Modality") or "")
@@ -146,9 +144,7 @@ def _read_slice(file: Path) -> tuple[pydicom.Dataset, NDArray[np.float32]]:
             raise ValueError("several frames in one file are not read: convert it to NIfTI or single slices")
         if int(dataset.get("SamplesPerPixel") or 1) > 1:
             raise ValueError("colour images are not read")
-        pixels = np.asarray(
-            apply_modality_lut(dataset.pixel_array, dataset), dtype=np.float32
-        )  # (rows, columns)
+        pixels = np.asarray(apply_modality_lut(dataset.pixel_array, dataset), dtype=np.float32)  # (rows, columns)
     except (
         InvalidDicomError,
         EOFError,

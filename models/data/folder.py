@@ -18,9 +18,7 @@ def list_files(path: Path) -> list[Path]:
         raise NotADirectoryError(f"images.path: {path} is a file; give the folder it lies in")
 
     def refuse(error: OSError) -> None:
-        raise PermissionError(
-            f"images.path: cannot read the folder {error.filename} ({error.strerror})"
-        ) from error
+        raise PermissionError(f"images.path: cannot read the folder {error.filename} ({error.strerror})") from error
 
     files = []
     for folder, subfolders, names in os.walk(path, onerror=refuse, followlinks=True):

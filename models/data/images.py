@@ -97,11 +97,7 @@ def _folder(root: Path) -> list[dict[str, Any]]:
         suffixes = Counter(file.suffix or "no suffix" for file in others)
         log.info("%d files are no images: left out (%s)", len(others), ", ".join(sorted(suffixes)))
     if not volumes:
-        what = (
-            f"none of the {len(others)} files in {root} is an image"
-            if others
-            else f"the folder {root} is empty"
-        )
+        what = f"none of the {len(others)} files in {root} is an image" if others else f"the folder {root} is empty"
         raise ValueError(f"images.path: {what}; put NIfTI (.nii, .nii.gz), NRRD or DICOM files there")
     return volumes
 

@@ -64,9 +64,7 @@ def format_of(path: Path) -> str | None:
 def stem_of(path: Path) -> str:
     """A file's name without the suffixes of its format: `scan7` of `scan7.nii.gz`."""
     name = path.name
-    suffix = next(
-        (s for s in sorted(FORMATS, key=len, reverse=True) if name.lower().endswith(s)), path.suffix
-    )
+    suffix = next((s for s in sorted(FORMATS, key=len, reverse=True) if name.lower().endswith(s)), path.suffix)
     return name[: len(name) - len(suffix)]
 
 
@@ -106,14 +104,10 @@ def _read_file(file: Path, form: str) -> tuple[NDArray[np.float32], NDArray[np.f
         array = np.asarray(values, dtype=np.float32)
         affine = np.asarray(meta["affine"], dtype=np.float64)
     except _DAMAGED as error:
-        if (
-            isinstance(error, OSError) and error.errno is not None
-        ):  # not the content: no permission, no such disk
+        if isinstance(error, OSError) and error.errno is not None:  # not the content: no permission, no such disk
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{file}: cannot be read as {_NAMES[form]}, truncated or damaged? ({reason})"
-        ) from error
+        raise ValueError(f"{file}: cannot be read as {_NAMES[form]}, truncated or damaged? ({reason})") from error
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim == 2:
@@ -152,9 +146,7 @@ def read_medmnist(file: Path, spatial_dims: int) -> dict[str, NDArray[np.generic
     except KeyError as error:
         raise ValueError(f"{file}: has no {split}_images, so it is not a MedMNIST file") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-        raise ValueError(
-            f"{file}: cannot be read as a MedMNIST .npz, truncated or damaged? ({error})"
-        ) from error
+        raise ValueError(f"{file}: cannot be read as a MedMNIST .npz, truncated or damaged? ({error})") from error
     for split, pictures in splits.items():
         if pictures.ndim >= 4 and pictures.shape[-1] == 3:
             splits[split] = pictures = (pictures.astype(np.float32) @ LUMA).astype(pictures.dtype)

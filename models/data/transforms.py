@@ -80,9 +80,7 @@ def _percentile_window(values: torch.Tensor) -> tuple[float, float]:
     return float(low), float(high) if high > low else float(low) + 1.0
 
 
-def body_centre(
-    array: NDArray[np.float32], spacing_mm: NDArray[np.float64], unit: str
-) -> NDArray[np.float64]:
+def body_centre(array: NDArray[np.float32], spacing_mm: NDArray[np.float64], unit: str) -> NDArray[np.float64]:
     """Index (3,) of the middle of the body's bounding box; the volume's middle if no body is found.
 
     The body is the largest connected part above -300 HU, or above the mean where values are not HU, after an

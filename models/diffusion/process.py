@@ -22,7 +22,7 @@ class ForwardProcess:
         self.timesteps = int(settings["timesteps"])
         self.flow = settings["prediction"] == "flow"
         self.epsilon = settings["prediction"] == "epsilon"
-        self.scheduler = None if self.flow else make_scheduler("ddpm", settings)
+        self.scheduler: Any = None if self.flow else make_scheduler("ddpm", settings)
 
     def draw_times(self, n: int, generator: torch.Generator, device: torch.device) -> Tensor:  # (n,)
         """Uniform noise levels, whole timesteps, or real ones for flow."""

@@ -10,11 +10,11 @@ NOISE_SCHEDULES = {"cosine": "squaredcos_cap_v2", "linear": "linear", "scaled_li
 
 # name: scheduler of diffusers, predictions it can follow
 SAMPLERS = {
-    "ddpm":  ("DDPMScheduler",                   ("epsilon", "v_prediction")),          # Ho et al. 2020, algorithm 2
-    "ddim":  ("DDIMScheduler",                   ("epsilon", "v_prediction")),          # Song et al. 2021, equation 12
-    "dpmpp": ("DPMSolverMultistepScheduler",     ("epsilon", "v_prediction", "flow")),  # Lu et al. 2022b, algorithm 2 (2M)
-    "euler": ("FlowMatchEulerDiscreteScheduler", ("flow",)),                            # Liu et al. 2023, equation 1
-    "heun":  ("FlowMatchHeunDiscreteScheduler",  ("flow",)),                            # Karras et al. 2022, algorithm 1
+    "ddpm":  ("DDPMScheduler",                   ("epsilon", "v_prediction")),          # Ho et al. 2020, alg. 2
+    "ddim":  ("DDIMScheduler",                   ("epsilon", "v_prediction")),          # Song et al. 2021, eq. 12
+    "dpmpp": ("DPMSolverMultistepScheduler",     ("epsilon", "v_prediction", "flow")),  # Lu et al. 2022b, alg. 2
+    "euler": ("FlowMatchEulerDiscreteScheduler", ("flow",)),                            # Liu et al. 2023, eq. 1
+    "heun":  ("FlowMatchHeunDiscreteScheduler",  ("flow",)),                            # Karras et al. 2022, alg. 1
 }  # fmt: skip
 
 

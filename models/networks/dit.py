@@ -37,11 +37,8 @@ class DiT(nn.Module):
         self.register_buffer("positions", sincos_positions(self.grid, size.width), persistent=False)
         self.embed_time = nn.Sequential(nn.Linear(256, size.width), nn.SiLU(), nn.Linear(size.width, size.width))
         self.blocks = nn.ModuleList(Block(size.width, size.heads) for _ in range(size.depth))
-        self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(size.width, 2 * size.width))
-        self.project = nn.Linear(size.width, token)
-        for layer in (self.modulate[1], self.project):  # adaLN-Zero: the network starts as zero
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.modulate = nn.Sequential(nn.SiLU(), zero_linear(size.width, 2 * size.width))
+        self.project = zero_linear(size.width, token)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:  # (N, C, *latent), (N,) -> (N, C, *latent)
         """Predict for latents `x` at noise levels `t`, counted in timesteps."""
@@ -63,9 +60,7 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
-        self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        nn.init.zeros_(self.modulate[1].weight)
-        nn.init.zeros_(self.modulate[1].bias)
+        self.modulate = nn.Sequential(nn.SiLU(), zero_linear(width, 6 * width))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # (N, T, D), (N, D) -> (N, T, D)
         """One step of the residual stream."""
@@ -76,9 +71,19 @@ class Block(nn.Module):
     def attend(self, x: Tensor) -> Tensor:  # (N, T, D) -> (N, T, D)
         """Self-attention among tokens: heads stand before tokens, or each token would attend to its own heads."""
         n, t, d = x.shape
-        q, k, v = self.qkv(x).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # (N, heads, T, D / heads)
+        q, k, v = (
+            self.qkv(x).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        )  # (N, heads, T, D / heads)
         attended = F.scaled_dot_product_attention(q, k, v)  # (N, heads, T, D / heads)
         return self.out(attended.transpose(1, 2).reshape(n, t, d))
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts as zero, so that every block starts as the identity (adaLN-Zero)."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:  # (N, T, D), (N, D), (N, D) -> (N, T, D)

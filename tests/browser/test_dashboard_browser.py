@@ -63,9 +63,7 @@ def session(browser: Browser, example: Example, request: pytest.FixtureRequest) 
     page, troubles = session.page, session.troubles
     page.on("console", lambda message: troubles.append(f"console {message.type}: {message.text}"))
     page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
-    page.on(
-        "request", lambda sent: None if sent.url.startswith(("file:", "data:")) else troubles.append(sent.url)
-    )
+    page.on("request", lambda sent: None if sent.url.startswith(("file:", "data:")) else troubles.append(sent.url))
     page.goto((example.results / "dashboard" / "index.html").as_uri())
     page.wait_for_function(DRAWN)
     yield session

@@ -105,9 +105,7 @@ def _small_plan() -> list[dict[str, Any]]:
     return [_run("unet", "nano", 2, 32, "dpmpp", 2, 4)]
 
 
-def _run(
-    family: str, size: str, dims: int, resolution: int, sampler: str, steps: int, samples: int
-) -> dict[str, Any]:
+def _run(family: str, size: str, dims: int, resolution: int, sampler: str, steps: int, samples: int) -> dict[str, Any]:
     cohort = f"ct-{dims}d-{resolution}"
     model = f"{family}-{size}-{cohort}-x1-s0"
     keys = {
@@ -203,9 +201,7 @@ def _cohort(row: pd.Series) -> dict[str, Any]:
 
 def _scores(row: pd.Series, position: int) -> dict[str, Any]:
     better = {"tiny": 0.8, "nano": 1.0}[row["size"]] * {"unet": 0.9, "dit": 1.0}[row["family"]]
-    distance = (180 if row["spatial_dims"] == 2 else 240) * better * (
-        1.06 if row["steps"] < 50 else 1.0
-    ) + position % 5
+    distance = (180 if row["spatial_dims"] == 2 else 240) * better * (1.06 if row["steps"] < 50 else 1.0) + position % 5
     return {
         "run": row["run"], "real_patients": 1, "real_images": 83, "train_patients": 4,
         "fid_efficientnet_lite0": distance,
@@ -227,8 +223,6 @@ def _write_picture(path: Path, row: pd.Series, noise: float, rng: np.random.Gene
         for centre in (-0.35, 0.35):
             tile -= (((x - centre) / 0.2) ** 2 + ((y + 0.05) / 0.28) ** 2 < 1) * 0.4
         top, left = place // columns * side, place % columns * side
-        page[top : top + side, left : left + side] = tile + np.kron(
-            rng.normal(0, noise, (16, 16)), np.ones((8, 8))
-        )
+        page[top : top + side, left : left + side] = tile + np.kron(rng.normal(0, noise, (16, 16)), np.ones((8, 8)))
     Image.fromarray((np.clip(page, 0, 1) * 255).astype(np.uint8)).save(path)
     return path

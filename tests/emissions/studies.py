@@ -41,9 +41,7 @@ def make_plan(
 ) -> pd.DataFrame:
     """Every combination as a run, keyed as the project does it."""
     rows = []
-    for d, resolution, family, size, (sampler, steps) in product(
-        dims, resolutions, families, sizes, samplers
-    ):
+    for d, resolution, family, size, (sampler, steps) in product(dims, resolutions, families, sizes, samplers):
         cohort = f"ct-{d}d-{resolution}"
         model = f"{family}-{size}-{cohort}-x1-s0"
         rows.append(

@@ -14,9 +14,7 @@ from emissions.pricing import price_ledger
 from emissions.tables import read_table
 from tests.emissions.studies import ENERGY_KWH, collect, items_of, make_plan, make_record, write_study
 
-HUNDRED = AnnualIntensity(
-    zone=find_zone("DE"), source="made up", basis="made up", year=2024, value_g_per_kwh=100.0
-)
+HUNDRED = AnnualIntensity(zone=find_zone("DE"), source="made up", basis="made up", year=2024, value_g_per_kwh=100.0)
 
 
 def shares_of(plan, energies=None, intensity=HUNDRED, keep=lambda stage, item: True):
@@ -155,9 +153,7 @@ def test_the_break_even_is_where_generation_costs_as_much_as_training():
     plan = make_plan(dims=(2,), resolutions=(32,), sizes=("nano",))
     table = compare.by_model(shares_of(plan)).set_index("sampler")
     row = table.loc["ddim"]
-    assert row["training_kwh"] == pytest.approx(
-        0.488
-    )  # the denoiser, and all of the autoencoder it alone uses
+    assert row["training_kwh"] == pytest.approx(0.488)  # the denoiser, and all of the autoencoder it alone uses
     assert row["generation_kwh_per_sample"] == pytest.approx(0.1 / 8)
     assert row["break_even_samples"] == pytest.approx(0.488 / (0.1 / 8))
     assert row["break_even_samples"] * row["generation_kwh_per_sample"] == pytest.approx(row["training_kwh"])
@@ -241,10 +237,7 @@ def test_july_is_winter_in_the_south_and_nothing_in_the_tropics():
 
 def test_fidelity_joins_energy_and_every_scalar_of_the_score():
     plan = make_plan(dims=(2,), resolutions=(32,), sizes=("nano",))
-    scores = {
-        run: {"run": "no", "fid_efficientnet_lite0": 3.5, "list": [1], "real_patients": 1}
-        for run in plan["run"]
-    }
+    scores = {run: {"run": "no", "fid_efficientnet_lite0": 3.5, "list": [1], "real_patients": 1} for run in plan["run"]}
     table = compare.fidelity(shares_of(plan), scores)
     assert list(table["run"]) == list(plan["run"])
     assert list(table["fid_efficientnet_lite0"]) == [3.5, 3.5]
@@ -263,9 +256,7 @@ def write_tables(tmp_path, plan):
     names += ["by_zone", "by_season", "fidelity"]
     scores = [tmp_path / "runs" / run / "fidelity.json" for run in plan["run"]]
     outputs = {name: tmp_path / "emissions" / f"{name}.csv" for name in names}
-    compare.write_comparisons(
-        tmp_path / "emissions/priced.csv", tmp_path / "plan.csv", scores, outputs, 2024, 1.0
-    )
+    compare.write_comparisons(tmp_path / "emissions/priced.csv", tmp_path / "plan.csv", scores, outputs, 2024, 1.0)
     return outputs, scores
 
 

@@ -63,9 +63,7 @@ def test_every_figure_names_its_axis_its_unit_and_its_keys(
 
 
 @pytest.mark.parametrize(("name", "table"), OF_TABLE.items())
-def test_an_empty_table_gives_a_figure_that_says_so(
-    name: str, table: str, tables: dict[str, pd.DataFrame]
-) -> None:
+def test_an_empty_table_gives_a_figure_that_says_so(name: str, table: str, tables: dict[str, pd.DataFrame]) -> None:
     figure = getattr(figures, name)(tables[table].iloc[:0])
     assert figure.layout.annotations[0].text
     if name != "codecarbon_ratio":  # its sentence is about a sum of the ledger
@@ -75,11 +73,7 @@ def test_an_empty_table_gives_a_figure_that_says_so(
 def test_extrapolation_is_hollow_and_ten_thousand_times_one_sample(tables: dict[str, pd.DataFrame]) -> None:
     by_model = tables["by_model"]
     figure = figures.training_against_generation(by_model)
-    hollow = [
-        trace
-        for trace in plain(figure)["data"]
-        if str(trace.get("marker", {}).get("symbol")).endswith("-open")
-    ]
+    hollow = [trace for trace in plain(figure)["data"] if str(trace.get("marker", {}).get("symbol")).endswith("-open")]
     drawn = sorted(value for trace in hollow for value in trace["x"])
     assert drawn == pytest.approx(sorted(by_model["generation_g_per_sample"] * 10_000))
     assert all("extrapolated from" in text for trace in hollow for text in trace["text"])
@@ -97,9 +91,7 @@ def test_break_even_axis_holds_every_value_and_the_published_number(tables: dict
 def test_generation_is_drawn_with_its_interval(name: str, tables: dict[str, pd.DataFrame]) -> None:
     made = plain(getattr(figures, name)(tables[name]))["data"][0]
     table = tables[name].set_index("generation_g_per_sample")
-    for value, above, below in zip(
-        made["x"], made["error_x"]["array"], made["error_x"]["arrayminus"], strict=True
-    ):
+    for value, above, below in zip(made["x"], made["error_x"]["array"], made["error_x"]["arrayminus"], strict=True):
         row = table.loc[value]
         assert value + above == pytest.approx(row["generation_high_g_per_sample"])
         assert value - below == pytest.approx(row["generation_low_g_per_sample"])
@@ -115,17 +107,13 @@ def test_the_map_shows_every_zone_once_and_rings_the_study_zone(tables: dict[str
     figure = plain(figures.world_map(tables["by_zone"], data_table("zone_points.csv"), "DE"))
     countries, points, ring = figure["data"]
     assert len(countries["z"]) + len(points["lat"]) == len(tables["by_zone"]) == 352
-    polygons = {
-        shape["id"] for shape in json.loads(TOPOLOGY.read_text())["objects"]["countries"]["geometries"]
-    }
+    polygons = {shape["id"] for shape in json.loads(TOPOLOGY.read_text())["objects"]["countries"]["geometries"]}
     assert set(countries["locations"]) <= polygons
     assert len(set(countries["locations"])) == len(countries["locations"])
     assert ring["locations"] == ["DEU"]
 
 
-@pytest.mark.parametrize(
-    ("zone", "kind"), [("SG", "scattergeo"), ("US-CAL-CISO", "scattergeo"), ("NA", "choropleth")]
-)
+@pytest.mark.parametrize(("zone", "kind"), [("SG", "scattergeo"), ("US-CAL-CISO", "scattergeo"), ("NA", "choropleth")])
 def test_the_ring_follows_the_kind_of_zone(zone: str, kind: str, tables: dict[str, pd.DataFrame]) -> None:
     figure = plain(figures.world_map(tables["by_zone"], data_table("zone_points.csv"), zone))
     assert figure["data"][-1]["type"] == kind and len(figure["data"]) == 3

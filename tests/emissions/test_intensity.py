@@ -71,9 +71,7 @@ def test_a_time_without_a_zone_is_refused():
 
 def test_a_table_of_the_wrong_shape_is_refused():
     with pytest.raises(ValueError, match="12 months"):
-        TypicalYearIntensity(
-            zone=find_zone("DE"), source="", basis="", year=None, table_g_per_kwh=np.zeros((24, 12))
-        )
+        TypicalYearIntensity(zone=find_zone("DE"), source="", basis="", year=None, table_g_per_kwh=np.zeros((24, 12)))
 
 
 @given(start=TIMES, seconds=st.integers(0, 400_000))
@@ -97,6 +95,4 @@ def test_a_series_that_ends_before_it_starts_is_refused():
 def test_every_value_is_above_zero():
     for zone in all_zones().values():
         intensity = intensity_of(zone, 2024)
-        assert (
-            intensity.series(datetime(2025, 6, 1, tzinfo=UTC), datetime(2025, 6, 2, tzinfo=UTC)) > 0
-        ).all()
+        assert (intensity.series(datetime(2025, 6, 1, tzinfo=UTC), datetime(2025, 6, 2, tzinfo=UTC)) > 0).all()

@@ -127,9 +127,7 @@ def test_a_journal_line_that_is_there_twice_counts_once(tmp_path, plan):
 
 
 def test_a_record_whose_own_line_was_lost_still_finds_the_attempts_before_it(tmp_path, plan):
-    row = ledger_with(
-        tmp_path, plan, [attempt(1, "failed", energy_kwh=0.5)], attempt(2, "ok", energy_kwh=1.0)
-    )
+    row = ledger_with(tmp_path, plan, [attempt(1, "failed", energy_kwh=0.5)], attempt(2, "ok", energy_kwh=1.0))
     assert (row["energy_kwh"], row["attempts"]) == (1.5, 2)
 
 
@@ -150,9 +148,7 @@ def test_a_sum_with_an_unknown_part_is_unknown(tmp_path, plan):
 def test_every_joule_of_the_journal_is_counted_by_one_record_only(tmp_path_factory, history):
     """The rows that successive ok attempts make over time add up to everything up to the last of them."""
     folder, plan = tmp_path_factory.mktemp("history"), make_plan(**SMALL)
-    attempts = [
-        attempt(n, outcome, energy_kwh=kwh) for n, (outcome, kwh) in enumerate([*history, ("ok", 1.0)])
-    ]
+    attempts = [attempt(n, outcome, energy_kwh=kwh) for n, (outcome, kwh) in enumerate([*history, ("ok", 1.0)])]
     successes = [one for one in attempts if one["outcome"] == "ok"]
     rows = [ledger_with(folder, plan, attempts, record) for record in successes]
     total = sum(one["energy_kwh"] for one in attempts)

@@ -80,9 +80,7 @@ def test_it_reads_the_same_rapl_through_its_wraps(tmp_path: Path, monkeypatch: p
         folder = str(tmp_path / "intel-rapl")
         defaults = codecarbon.external.hardware.CPU.__init__.__defaults__
         assert defaults is not None
-        monkeypatch.setattr(
-            codecarbon.external.hardware.CPU.__init__, "__defaults__", (folder, *defaults[1:])
-        )
+        monkeypatch.setattr(codecarbon.external.hardware.CPU.__init__, "__defaults__", (folder, *defaults[1:]))
         monkeypatch.setattr(codecarbon.core.cpu, "_get_candidate_bases", lambda _: [str(tmp_path)])
         hardware_cache.clear_cache()
         try:
@@ -158,9 +156,7 @@ def test_its_failure_is_a_warning(
     assert len(path.read_text().splitlines()) == 1 and len(path.read_text().split(",")) == COLUMNS
 
 
-def test_an_exception_that_it_swallows_itself_is_a_warning(
-    no_sensors: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_exception_that_it_swallows_itself_is_a_warning(no_sensors: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(tracker: Any) -> None:
         raise RuntimeError("inside")
 

@@ -22,9 +22,7 @@ class Machine:
 
     def _times(self) -> Any:
         waiting_s = 3 * self.now_s  # idle, waiting and stolen time are not load
-        return SimpleNamespace(
-            user=self.busy_s / 2, system=self.busy_s / 2, idle=waiting_s, iowait=waiting_s, steal=9
-        )
+        return SimpleNamespace(user=self.busy_s / 2, system=self.busy_s / 2, idle=waiting_s, iowait=waiting_s, steal=9)
 
     def run(self, seconds: float, load: float) -> None:
         self.now_s += seconds
@@ -41,9 +39,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 @pytest.mark.parametrize(("load", "watts"), [(0.0, 10.0), (0.5, 55.0), (1.0, 100.0)])
-def test_cpu_power_is_linear_from_a_tenth_to_all_of_the_tdp(
-    machine: Machine, load: float, watts: float
-) -> None:
+def test_cpu_power_is_linear_from_a_tenth_to_all_of_the_tdp(machine: Machine, load: float, watts: float) -> None:
     meter = ModelCpuMeter(tdp_w=100.0)
     machine.run(60.0, load)
     assert meter.read_j() == pytest.approx(watts * 60)
@@ -59,9 +55,7 @@ def test_what_ran_before_the_window_is_not_counted(machine: Machine) -> None:
     assert meter.read_j() == pytest.approx(100.0)
 
 
-@given(
-    st.lists(st.tuples(st.floats(0.01, 100), st.floats(0, 1)), min_size=1, max_size=20), st.integers(1, 128)
-)
+@given(st.lists(st.tuples(st.floats(0.01, 100), st.floats(0, 1)), min_size=1, max_size=20), st.integers(1, 128))
 def test_cpu_energy_does_not_depend_on_the_sampling(intervals: list[tuple[float, float]], cpus: int) -> None:
     machine = Machine(cpus)
     with pytest.MonkeyPatch.context() as patch:

@@ -16,9 +16,7 @@ def opened() -> NvmlMeter:
     return meter
 
 
-def assert_watts(
-    meter: Meter, watts: float, seconds: float, readings: int = 5, relative: float = 0.01
-) -> float:
+def assert_watts(meter: Meter, watts: float, seconds: float, readings: int = 5, relative: float = 0.01) -> float:
     """Meter a window, assert that its joules are `watts` over its time, and return them."""
     watch = Stopwatch()
     meter.start()

@@ -80,9 +80,7 @@ def test_no_rapl_is_the_model_without_a_word(tmp_path: Path) -> None:
     assert cpu.warnings == ram.warnings == []
 
 
-def test_denied_permission_is_the_model_and_says_how_to_fix_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_denied_permission_is_the_model_and_says_how_to_fix_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     RaplTree(tmp_path, dram_w=5.0)
     read: Callable[[Path], int] = rapl._read_uj
 

@@ -107,9 +107,7 @@ def test_readings_outside_the_job_do_not_count_and_the_last_power_holds_to_the_e
 
 def test_a_trace_without_power_falls_back_to_time():
     start, end = START.replace(minute=0), START.replace(minute=0) + timedelta(hours=2)
-    assert list(hourly_energy_kwh(start, end, 1.0, trace_of(start, [7200.0], [0.0]))) == pytest.approx(
-        [0.5, 0.5]
-    )
+    assert list(hourly_energy_kwh(start, end, 1.0, trace_of(start, [7200.0], [0.0]))) == pytest.approx([0.5, 0.5])
     assert list(hourly_energy_kwh(start, end, 1.0, trace_of(start, [], []))) == pytest.approx([0.5, 0.5])
 
 
@@ -181,9 +179,7 @@ def test_a_priced_row_says_where_its_numbers_come_from():
 
 def test_a_failed_attempt_is_priced_at_its_own_time():
     """1 kWh at 10 o'clock that failed, 3 kWh at 11 that succeeded: (1 x 100 + 3 x 400) g."""
-    ledger = ledger_of(
-        energy_kwh=4.0, started_at="2026-01-15T10:00:00.000Z", ended_at="2026-01-15T12:00:00.000Z"
-    )
+    ledger = ledger_of(energy_kwh=4.0, started_at="2026-01-15T10:00:00.000Z", ended_at="2026-01-15T12:00:00.000Z")
     attempts = pd.DataFrame(
         {
             "stage": "train_diffusion",
@@ -233,9 +229,7 @@ def test_the_whole_step_reads_and_writes_files(tmp_path):
     ledger, attempts = collect(tmp_path, plan, write_study(tmp_path, plan))
     ledger.to_csv(tmp_path / "ledger.csv", index=False)
     attempts.to_csv(tmp_path / "attempts.csv", index=False)
-    write_prices(
-        tmp_path / "ledger.csv", tmp_path / "attempts.csv", [], tmp_path / "priced.csv", "NAM", 2024, 1.0
-    )
+    write_prices(tmp_path / "ledger.csv", tmp_path / "attempts.csv", [], tmp_path / "priced.csv", "NAM", 2024, 1.0)
     priced = read_table(tmp_path / "priced.csv")
     assert set(priced["zone"]) == {"NA"}
     assert priced["emissions_g"].sum() == pytest.approx(43.0 * ledger["energy_kwh"].sum())

@@ -155,9 +155,7 @@ def test_parallel_appends_are_all_there(tmp_path: Path) -> None:
     for worker in workers:
         worker.join()
     found = [line["attempt_id"] for line in records.read_journal(path)]
-    expected = [f"{w}-{n}" for w in range(4) for n in range(40)] + [
-        f"{w}-{n}" for w in range(4, 8) for n in range(10)
-    ]
+    expected = [f"{w}-{n}" for w in range(4) for n in range(40)] + [f"{w}-{n}" for w in range(4, 8) for n in range(10)]
     assert len(found) == 200 and sorted(found) == sorted(expected)
 
 

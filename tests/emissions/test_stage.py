@@ -65,9 +65,7 @@ def test_a_stage_leaves_record_trace_row_and_journal_line(tmp_path: Path) -> Non
     ]
 
 
-def test_a_failed_stage_leaves_only_its_journal_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_stage_leaves_only_its_journal_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     snakemake = fake_snakemake(tmp_path)
     with pytest.raises(SystemExit) as caught, stage(snakemake) as metered:
         metered.work(images_seen=5)
@@ -78,9 +76,7 @@ def test_a_failed_stage_leaves_only_its_journal_line(
     assert (line["outcome"], line["images_seen"]) == ("failed", 5)
     assert line["wasted_kwh"] == line["energy_kwh"] > 0
     log = snakemake.log[0]
-    expected = (
-        f"error: train_diffusion {ITEM}: config diffusion.batch is 0; set at least 1 (traceback in {log})\n"
-    )
+    expected = f"error: train_diffusion {ITEM}: config diffusion.batch is 0; set at least 1 (traceback in {log})\n"
     assert capsys.readouterr().err == expected
     assert "Traceback" in Path(log).read_text() and "set at least 1" in Path(log).read_text()
 
@@ -98,9 +94,7 @@ def test_attempts_count_since_the_last_ok_one(tmp_path: Path) -> None:
     assert len({line["attempt_id"] for line in journal_of(tmp_path)}) == 4
 
 
-def test_an_unexpected_error_is_named_with_its_type(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unexpected_error_is_named_with_its_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit), stage(fake_snakemake(tmp_path)):
         raise KeyError("conv1")
     assert ": KeyError: 'conv1' (traceback in" in capsys.readouterr().err
@@ -152,9 +146,7 @@ def test_no_meter_failure_reaches_the_job(tmp_path: Path, monkeypatch: pytest.Mo
     assert record["warnings"].count("sensor on fire") == 2
 
 
-def test_a_codecarbon_that_counts_twice_is_in_the_warnings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_codecarbon_that_counts_twice_is_in_the_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop = OfflineEmissionsTracker.stop
 
     def racing_stop(tracker: Any) -> Any:
@@ -223,9 +215,7 @@ def test_queued_cuda_work_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monk
 def test_unmetered_rules_fail_in_one_line_and_keep_no_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    snakemake = fake_snakemake(
-        tmp_path, rule="price_ledger", wildcards=Named(), output=Named(table="priced.csv")
-    )
+    snakemake = fake_snakemake(tmp_path, rule="price_ledger", wildcards=Named(), output=Named(table="priced.csv"))
     with unmetered(snakemake):
         logging.getLogger("emissions.pricing").info("352 zones")
     assert "352 zones" in Path(snakemake.log[0]).read_text()
@@ -273,14 +263,10 @@ with stage(fake_snakemake(Path(sys.argv[1]))) as metered:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_job_is_in_the_journal(
-    tmp_path: Path, nvml_folder: Path, number: signal.Signals
-) -> None:
+def test_an_interrupted_job_is_in_the_journal(tmp_path: Path, nvml_folder: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-c", JOB, str(tmp_path), "60"]
     environment = standin_environment(nvml_folder)
-    with subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as job:
+    with subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
         assert job.stdout is not None and job.stdout.readline() == "open\n"
         time.sleep(0.3)
         job.send_signal(number)
@@ -308,8 +294,6 @@ def test_a_whole_job_on_two_gpus(tmp_path: Path, nvml_folder: Path) -> None:
     assert record["energy_low_kwh"] < record["energy_kwh"] < record["energy_high_kwh"]
     with Path(snakemake.output.codecarbon).open(newline="") as stream:
         row = next(csv.DictReader(stream))
-    assert float(row["gpu_energy"]) * J_PER_KWH == pytest.approx(
-        510 * float(row["duration"]), rel=0.01, abs=0.25 * 510
-    )
+    assert float(row["gpu_energy"]) * J_PER_KWH == pytest.approx(510 * float(row["duration"]), rel=0.01, abs=0.25 * 510)
     assert "CodeCarbon" not in record["warnings"]
     assert json.loads((tmp_path / "emissions" / "journal.jsonl").read_text()) == record

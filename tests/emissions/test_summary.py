@@ -46,9 +46,7 @@ def test_the_text_fits_a_screen_and_says_what_it_rests_on(results):
 
 
 def test_many_samplers_do_not_flood_the_screen(results, tmp_path):
-    plan = make_plan(
-        resolutions=(32,), sizes=("nano",), samplers=tuple(("ddim", steps) for steps in range(1, 12))
-    )
+    plan = make_plan(resolutions=(32,), sizes=("nano",), samplers=tuple(("ddim", steps) for steps in range(1, 12)))
     write_tables(tmp_path, plan)
     text = summary_text(tmp_path)
     assert f"and {22 - MAX_SAMPLER_LINES} more in by_sampler.csv" in text
@@ -73,9 +71,7 @@ def test_a_study_that_did_not_run_is_one_clear_error(tmp_path, results):
     with pytest.raises(FileNotFoundError, match=r"priced\.csv.*run the study first"):
         summarise(tmp_path)
     (tmp_path / "emissions").mkdir()
-    pd.read_csv(results / "emissions/priced.csv").iloc[:0].to_csv(
-        tmp_path / "emissions/priced.csv", index=False
-    )
+    pd.read_csv(results / "emissions/priced.csv").iloc[:0].to_csv(tmp_path / "emissions/priced.csv", index=False)
     with pytest.raises(ValueError, match="no rows"):
         summarise(tmp_path)
 

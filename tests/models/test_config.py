@@ -29,7 +29,7 @@ def test_a_wrong_key_or_value_is_named_in_one_line(path, value, told):
     for parent in parents:
         place = place[parent]
     place[last] = value
-    with pytest.raises(ValueError, match="^config: ") as error:
+    with pytest.raises(ValueError, match=r"^config: ") as error:
         check_config(config, SCHEMA)
     assert told in str(error.value)
     assert "\n" not in str(error.value)

@@ -8,7 +8,7 @@ from models.loop import Training, batch_indices, generator_of, make_accelerator,
 TARGET = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for a job that ends in the middle of a step."""
 
 
@@ -19,7 +19,7 @@ def run(path, images=160, die_after=None, identity="same", **settings):
 
     def loss(network, batch, noise):
         if die_after is not None and len(batches) == die_after:
-            raise Killed
+            raise KilledError
         batches.append(batch.tolist())
         x = TARGET[batch] + 0.1 * torch.randn(len(batch), 3, generator=noise)
         return (network(x) - TARGET[batch].sum(1, keepdim=True)).square().mean()
@@ -38,7 +38,7 @@ def test_it_learns(tmp_path):
 @pytest.mark.parametrize("killed_after", [1, 7, 19])
 def test_a_killed_training_ends_where_an_uninterrupted_one_does(tmp_path, killed_after):
     whole, all_batches = run(tmp_path / "whole.pt")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(tmp_path / "c.pt", die_after=killed_after)
     resumed, batches = run(tmp_path / "c.pt")
     assert resumed.images_resumed == 8 * killed_after
@@ -49,7 +49,7 @@ def test_a_killed_training_ends_where_an_uninterrupted_one_does(tmp_path, killed
 
 
 def test_other_settings_start_afresh(tmp_path):
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(tmp_path / "c.pt", die_after=3)
     assert run(tmp_path / "c.pt", identity="other")[0].images_resumed == 0
 
@@ -80,7 +80,7 @@ def test_averaged_weights_follow_slowly(tmp_path):
 
 
 def test_a_loss_that_is_not_a_number_is_told_and_not_kept(tmp_path):
-    with pytest.raises(ValueError, match="line: the loss is (nan|inf) after .* lower its learning_rate"):
+    with pytest.raises(ValueError, match=r"line: the loss is (nan|inf) after .* lower its learning_rate"):
         run(tmp_path / "c.pt", learning_rate=1e30)
     kept = checkpoint.load(tmp_path / "c.pt")
     assert all(torch.isfinite(values).all() for values in kept["network"].values())

@@ -21,7 +21,7 @@ def test_a_training_step_costs_three_forward_passes():
 
 
 def test_attention_is_counted():
-    """Projections 4 N T D^2, scores and sums 2 N T^2 D, times two operations; PyTorch's counter gives attention on CPUs 0."""
+    """Projections 4 N T D^2, scores and sums 2 N T^2 D, twice; PyTorch's counter gives 0 on CPUs."""
 
     class Attention(Block):
         forward = Block.attend

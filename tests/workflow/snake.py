@@ -10,7 +10,9 @@ BASE = ROOT / "config/config.yaml"
 TINY = ROOT / "tests/config/tiny.yaml"
 
 
-def snakemake(folder: Path, *arguments: str | Path, configs: tuple[Path, ...] = (TINY,)) -> subprocess.CompletedProcess[str]:
+def snakemake(
+    folder: Path, *arguments: str | Path, configs: tuple[Path, ...] = (TINY,)
+) -> subprocess.CompletedProcess[str]:
     """Run Snakemake with `folder` as working directory; results land there."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
     command += ["--workflow-profile", ROOT / "profiles/default", "--cores", "2"]
@@ -26,7 +28,7 @@ def jobs_of(dry_run: subprocess.CompletedProcess[str]) -> dict[str, int]:
     assert dry_run.returncode == 0, dry_run.stderr[-2000:]
     counts, in_table = {}, False
     for line in (dry_run.stdout + dry_run.stderr).splitlines():
-        if line.startswith("job ") or line.startswith("-----"):
+        if line.startswith(("job ", "-----")):
             in_table = True
         elif in_table and len(line.split()) == 2 and line.split()[1].isdigit():
             counts[line.split()[0]] = int(line.split()[1])

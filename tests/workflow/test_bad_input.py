@@ -39,14 +39,17 @@ def test_a_wrong_config_is_told_before_anything_runs(tmp_path, text, told):
 def volumes(folder: Path, *names: str) -> None:
     """Small NIfTI volumes with something body-like in them."""
     folder.mkdir()
-    x, y, z = np.mgrid[:40, :40, :24] - np.array([20, 20, 12])[:, None, None, None]
+    x, y, _ = np.mgrid[:40, :40, :24] - np.array([20, 20, 12])[:, None, None, None]
     for seed, name in enumerate(names):
         noise = np.random.default_rng(seed).normal(0, 20, x.shape)
         body = np.where((x / 15) ** 2 + (y / 12) ** 2 < 1, 40, -1000) + noise
         nibabel.save(nibabel.Nifti1Image(body.astype(np.int16), np.diag([8, 8, 10, 1])), folder / name)
 
 
-OWN = "images: {{name: own, source: folder, path: {path}, held_out: {held_out}}}\nmatrix: {{spatial_dims: [2], include: []}}"
+OWN = """
+images: {{name: own, source: folder, path: {path}, held_out: {held_out}}}
+matrix: {{spatial_dims: [2], include: []}}
+"""
 
 
 def run_on(tmp_path: Path, held_out: str = "[c]") -> tuple[int, str]:

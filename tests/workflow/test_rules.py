@@ -56,7 +56,9 @@ def test_no_rule_works_without_a_script(rules):
 
 
 def test_every_script_belongs_to_a_rule(rules):
-    assert {rule.name for rule in rules if rule.script} == {file.stem for file in (ROOT / "workflow/scripts").glob("*.py")}
+    assert {rule.name for rule in rules if rule.script} == {
+        file.stem for file in (ROOT / "workflow/scripts").glob("*.py")
+    }
 
 
 def test_a_script_hands_over_and_does_not_think():
@@ -88,7 +90,8 @@ def imports(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("package", "never"), [("models", {"emissions", "snakemake"}), ("emissions", {"models", "torch", "monai", "snakemake"})]
+    ("package", "never"),
+    [("models", {"emissions", "snakemake"}), ("emissions", {"models", "torch", "monai", "snakemake"})],
 )
 def test_the_packages_do_not_know_each_other(package, never):
     files = list((ROOT / package).rglob("*.py"))

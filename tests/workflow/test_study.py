@@ -101,7 +101,10 @@ def test_another_zone_trains_nothing(tiny_study):
 
 
 def test_another_resolution_runs_only_what_is_new(tiny_study):
-    more = overlay(tiny_study, "matrix: {include: [{spatial_dims: 3}, {family: unet, sampler: ddim}, {family: unet, resolution: 32}]}")
+    more = overlay(
+        tiny_study,
+        "matrix: {include: [{spatial_dims: 3}, {family: unet, sampler: ddim}, {family: unet, resolution: 32}]}",
+    )
     jobs = jobs_of(snakemake(tiny_study, "-n", configs=(TINY, more)))
     for rule in ("prepare_cohort", "train_autoencoder", "encode_latents", "train_diffusion", "generate_samples"):
         assert jobs[rule] == 1, rule

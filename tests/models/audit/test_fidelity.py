@@ -87,8 +87,7 @@ def test_kernel_distance_is_unbiased() -> None:
     assert abs(same.mean()) < 4 * same.std() / np.sqrt(len(same))
     assert same.min() < 0
     apart = [
-        kernel_distance(generator.standard_normal((5, 3)), generator.standard_normal((5, 3)) + 1)
-        for _ in range(500)
+        kernel_distance(generator.standard_normal((5, 3)), generator.standard_normal((5, 3)) + 1) for _ in range(500)
     ]
     assert np.mean(apart) > 10 * same.std() / np.sqrt(len(same))
 
@@ -104,14 +103,11 @@ def test_planes_are_averaged_and_the_error_is_a_jackknife() -> None:
     x = in_planes(generator.standard_normal((16, 5)), items, planes)
     y = in_planes(generator.standard_normal((16, 5)) + 0.5, items, planes)
     pairs = list(zip(x.by_plane(), y.by_plane(), strict=True))
-    assert frechet_between(x, y) == pytest.approx(
-        np.mean([frechet_distance(a.values, b.values) for a, b in pairs])
-    )
+    assert frechet_between(x, y) == pytest.approx(np.mean([frechet_distance(a.values, b.values) for a, b in pairs]))
     distance, error = kernel_distance_between(x, y)
     assert distance == pytest.approx(np.mean([kernel_distance(a.values, b.values) for a, b in pairs]))
     without = [
-        np.mean([kernel_distance(a.values[a.items != volume], b.values) for a, b in pairs])
-        for volume in range(4)
+        np.mean([kernel_distance(a.values[a.items != volume], b.values) for a, b in pairs]) for volume in range(4)
     ]
     assert error == pytest.approx(np.sqrt(3 / 4 * np.sum((np.array(without) - np.mean(without)) ** 2)))
 

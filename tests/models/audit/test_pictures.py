@@ -70,9 +70,7 @@ def test_millimetres_are_square(tmp_path: Path) -> None:
 
 def test_captions_and_sections(tmp_path: Path) -> None:
     images = np.full((1, 1, TILE_PX, TILE_PX), 0, np.float32)
-    save_picture(
-        tmp_path / "real.png", [("held-out: 1 patient", images), ("empty", images[:0]), ("training", images)]
-    )
+    save_picture(tmp_path / "real.png", [("held-out: 1 patient", images), ("empty", images[:0]), ("training", images)])
     page = drawn(tmp_path / "real.png")
     assert page.shape == (2 * (TILE_PX + CAPTION_PX) + BLOCK_GAP_PX, TILE_PX)
     assert page[:CAPTION_PX].max() > 100  # the caption is written

@@ -72,9 +72,7 @@ def test_report_of_images(images: Path) -> None:
     counts = {"samples": 4, "sample_slices": 4, "real_images": 5, "real_patients": 1, "train_images": 6}
     assert counts.items() <= report.items()
     assert report["train_patients"] == 3
-    assert (
-        report["train_reference_images"] == 4
-    )  # as many as samples, so that both distances share their bias
+    assert report["train_reference_images"] == 4  # as many as samples, so that both distances share their bias
     assert report["slices_per_volume"] is None
     assert (report["ms_ssim_scales"], report["ms_ssim_pairs"]) == (2, 6)
     assert report["not_computed"] == ""
@@ -106,9 +104,7 @@ def test_one_sample_gives_nulls_with_a_reason(images: Path) -> None:
     _, report = audit(images, blobs(1, (32, 32)))
     for name in ("fid_efficientnet_lite0", "kid_efficientnet_lite0", "kid_efficientnet_lite0_std", "ms_ssim"):
         assert report[name] is None
-    assert (
-        "fid and kid need 2 slices a plane on each side (1 sample, 5 real slices)" in report["not_computed"]
-    )
+    assert "fid and kid need 2 slices a plane on each side (1 sample, 5 real slices)" in report["not_computed"]
     assert "ms_ssim needs 2 samples" in report["not_computed"]
     assert report["ms_ssim_real"] is not None
 
@@ -144,9 +140,7 @@ def test_volumes(tmp_path: Path) -> None:
 
 
 def test_bad_input_is_one_clear_line(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"samples\.npy: samples are \(16, 16\), .* \(32, 32\); sample again"
-    ):
+    with pytest.raises(ValueError, match=r"samples\.npy: samples are \(16, 16\), .* \(32, 32\); sample again"):
         audit(images, blobs(2, (16, 16)))
     (tmp_path / "half.npz").write_bytes((images / "reference_features.npz").read_bytes()[:3000])
     with pytest.raises(ValueError, match=r"half\.npz: not complete reference features"):

@@ -102,17 +102,13 @@ def test_a_file_put_there_by_hand_is_used(tmp_path: Path, package: Package, monk
 
 def test_another_checksum_is_refused(tmp_path: Path, package: Package) -> None:
     wrong = replace(package, sha256="0" * 64)
-    with pytest.raises(
-        OSError, match=f"SHA-256 of what was fetched is {package.sha256}, expected 0000"
-    ) as caught:
+    with pytest.raises(OSError, match=f"SHA-256 of what was fetched is {package.sha256}, expected 0000") as caught:
         fetch_package(wrong, tmp_path / "cache", attempts=1)
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_offline_says_what_is_missing_and_where_it_may_be_put(
-    tmp_path: Path, package: Package, monkeypatch
-) -> None:
+def test_offline_says_what_is_missing_and_where_it_may_be_put(tmp_path: Path, package: Package, monkeypatch) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
     waits: list[float] = []
     monkeypatch.setattr("models.data.bundled.time.sleep", waits.append)
@@ -138,9 +134,7 @@ except OSError as error:
     print(error)
     sys.exit(7)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 7, done.stderr
     assert "File too large" in done.stdout
     assert "scan.nrrd" in done.stdout
@@ -161,6 +155,4 @@ def test_the_pinned_packages_name_five_patients() -> None:
     assert [scan.patient for package in PACKAGES for scan in package.scans] == [
         "cta", "abdomen", "petct", "lung1", "lung2",
     ]  # fmt: skip
-    assert all(
-        len(pin) == 64 for package in PACKAGES for pin in (package.sha256, *(s.sha256 for s in package.scans))
-    )
+    assert all(len(pin) == 64 for package in PACKAGES for pin in (package.sha256, *(s.sha256 for s in package.scans)))

@@ -98,9 +98,7 @@ def test_copies_are_of_training_images_only_and_repeat(folder: Path, dims: int) 
         assert (np.abs(part - plain.train).reshape(number, -1).max(axis=1) > 0.05).all()
         assert not np.array_equal(part, other.train[copy * number : (copy + 1) * number])
         middle = part[(slice(None), 0, *[8] * dims)]
-        assert (
-            middle[: number // 2] < middle[number // 2 :].min()
-        ).all()  # copies in the order of the images
+        assert (middle[: number // 2] < middle[number // 2 :].min()).all()  # copies in the order of the images
 
 
 def test_another_patient_leaves_the_copies_of_the_others_alone(folder: Path) -> None:
@@ -183,9 +181,7 @@ except OSError as error:
     print(error)
     sys.exit(7)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 7, done.stderr
     assert "File too large" in done.stdout
     assert str(home) in done.stdout

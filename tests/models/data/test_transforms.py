@@ -83,9 +83,7 @@ def test_an_oblique_volume_is_turned_to_the_patient_axes() -> None:
     seed=st.integers(0, 99),
 )
 @settings(max_examples=25, deadline=None)
-def test_spacing_is_met_at_any_ratio(
-    source_mm: tuple[float, float, float], target_mm: float, seed: int
-) -> None:
+def test_spacing_is_met_at_any_ratio(source_mm: tuple[float, float, float], target_mm: float, seed: int) -> None:
     """A linear image keeps its slope per mm through blocks, blur and interpolation, away from the border.
 
     MONAI's Gaussian is cut off and sums to a ten-thousandth less than one, hence the tolerance.
@@ -164,9 +162,7 @@ def test_motions_stay_within_their_limits_and_repeat(dims: int) -> None:
     assert 0.9 <= scale.min() < 0.92 < 1.08 < scale.max() <= 1.1
     assert 4.5 < np.abs(shift).max() <= 5
     turned = linear / scale[:, None, None]
-    np.testing.assert_allclose(
-        turned @ turned.transpose(0, 2, 1), np.tile(np.eye(dims), (200, 1, 1)), atol=1e-12
-    )
+    np.testing.assert_allclose(turned @ turned.transpose(0, 2, 1), np.tile(np.eye(dims), (200, 1, 1)), atol=1e-12)
     in_plane = np.degrees(np.abs(np.arctan2(turned[:, 1, 0], turned[:, 0, 0])))
     assert 9 < in_plane.max() < 10.5
     assert (draw_motions(np.random.default_rng(0), 3, dims, Augment()) == np.eye(dims + 1)).all()
