@@ -11,6 +11,7 @@ container: "docker://python:3.11-slim"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/plan.smk"
 include: "workflow/rules/cohort.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/sample.smk"
@@ -30,28 +31,28 @@ rule all:
 
 
 rule cohorts:
+    """Only the images, prepared and split by patient."""
     input:
         artefacts("cohorts", "cohort.json"),
-    """Only the images, prepared and split by patient."""
     localrule: True
 
 
 rule models:
+    """Only the trained models."""
     input:
         artefacts("models", "model.pt"),
-    """Only the trained models."""
     localrule: True
 
 
 rule samples:
+    """Only the generated images and volumes."""
     input:
         artefacts("runs", "samples.npy"),
-    """Only the generated images and volumes."""
     localrule: True
 
 
 rule ledger:
+    """Everything measured, before any price."""
     input:
         "results/emissions/ledger.csv",
-    """Everything measured, before any price."""
     localrule: True

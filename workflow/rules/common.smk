@@ -101,7 +101,7 @@ def all_records(suffix=".json"):
 
 
 def source_of(*places):
-    """Digest of the modules that a rule rests on: as a parameter, it re-runs the rule when they change."""
+    """Digest of the modules behind a script; as a parameter, it makes the work run again when they change."""
     root = Path(workflow.basedir)
     files = sorted(
         file
@@ -114,19 +114,3 @@ def source_of(*places):
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-rule write_plan:
-    """Write the plan down: one row a run, with all its settings."""
-    output:
-        plan="results/plan.csv",
-    log:
-        "results/logs/write_plan.log",
-    localrule: True
-    resources:
-        energy_meter=0,
-    params:
-        columns=list(COLUMNS),
-        rows=plan.rows(),
-    script:
-        "../scripts/write_plan.py"

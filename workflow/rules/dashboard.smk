@@ -62,7 +62,5 @@ rule print_summary:
     localrule: True
     resources:
         energy_meter=0,
-    params:
-        results="results",
     script:
         "../scripts/print_summary.py"
