@@ -53,7 +53,7 @@ def train_autoencoder(
     length = Training(
         images=settings["images"][dims],
         batch_size=settings["batch_size"][dims],
-        learning_rate=settings["learning_rate"],
+        learning_rate=settings["learning_rate"][dims],
         warmup_images=settings["images"][dims] // 20,
         precision=training["precision"],
         checkpoint_every_s=training["checkpoint_every_s"],
@@ -81,7 +81,8 @@ def train_autoencoder(
         "losses": result.losses,
     }
     image_shape = (1, *images.shape[1:])
-    latent_shape = (1, settings["latent_channels"], *(side // downsampling(settings) for side in images.shape[2:]))
+    factor = downsampling(plan["spatial_dims"], settings)
+    latent_shape = (1, settings["latent_channels"][dims], *(side // factor for side in images.shape[2:]))
     flops = {  # of one image, for the stages that follow
         "encode": count_flops(network, image_shape, method="encode"),
         "decode": count_flops(network, latent_shape, method="decode"),
@@ -130,7 +131,7 @@ def encode_latents(
 
 def level_depths(depth: int, settings: dict[str, Any], dims: str) -> list[int]:
     """Depth of a volume at each level of the autoencoder; none for 2D."""
-    return [depth // 2**level for level in range(len(settings["channels"]))] if dims == "3d" else []
+    return [depth // 2**level for level in range(len(settings["channels"][dims]))] if dims == "3d" else []
 
 
 def load_autoencoder(path: str | Path) -> tuple[AutoencoderKL, dict[str, int]]:

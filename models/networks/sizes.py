@@ -28,7 +28,7 @@ class DiTSize:
 #                        channels              attention                     blocks  head
 UNET_SIZES = {
     "nano": UNetSize((32, 64),             (False, True),                1, 32),
-    "tiny": UNetSize((64, 128),            (False, True),                1, 32),
+    "tiny": UNetSize((48, 96),             (False, True),                1, 32),
     "XS":   UNetSize(( 64, 128, 192),      (False, False, True),         1, 32),
     "S":    UNetSize(( 96, 160, 256),      (False, False, True),         1, 32),
     "B":    UNetSize((128, 288, 416),      (False, False, True),         2, 32),
@@ -38,7 +38,7 @@ UNET_SIZES = {
 #                     depth  width  heads
 DIT_SIZES = {
     "nano": DiTSize(  4,     128,   4),
-    "tiny": DiTSize(  6,     192,   6),
+    "tiny": DiTSize(  5,     160,   5),
     "XS":   DiTSize(  6,     384,   6),
     "S":    DiTSize( 12,     384,   6),
     "B":    DiTSize( 12,     768,  12),

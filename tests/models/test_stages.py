@@ -18,13 +18,13 @@ from models.sample import generate_samples
 from models.train import train_diffusion
 
 AUTOENCODER = {
-    "channels": [16, 16],
-    "latent_channels": 2,
+    "channels": {"2d": [16, 16], "3d": [16, 16]},
+    "latent_channels": {"2d": 2, "3d": 2},
     "kl_weight": 1e-6,
     "images": {"2d": 64, "3d": 16},
     "batch_size": {"2d": 8, "3d": 2},
     "crop": {"2d": None, "3d": 8},
-    "learning_rate": 1e-3,
+    "learning_rate": {"2d": 1e-3, "3d": 1e-3},
 }
 DIFFUSION = {
     "noise_schedule": "cosine",

@@ -105,3 +105,7 @@ def test_the_constraints_pin_everything_without_a_local_build():
     assert "torch==2.13.0" in pins
     for pin in pins:
         assert re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.!]+", pin), pin
+
+
+def test_the_one_file_that_both_packages_need_is_the_same_in_both():
+    assert (ROOT / "models/files.py").read_text() == (ROOT / "emissions/files.py").read_text()
