@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from models.device import autocast, best_device, resolve_precision
 from models.diffusion.process import ForwardProcess
-from models.diffusion.samplers import make_scheduler, sample_latents
+from models.diffusion.sampling import make_scheduler, sample_latents
 from models.loop import Training, make_accelerator, train
 from models.networks.autoencoder import build_autoencoder, downsampling
 from models.networks.denoiser import build_denoiser

@@ -95,8 +95,8 @@ def shown_cohorts(
                 "patients": f"{patients_text(info)}: {plural(info['images_train'], kind)} in training and "
                 f"{plural(info['images_heldout'], kind)} held out."
                 + (
-                    f" Training saw {plural(info['copies'], 'augmented copy', 'augmented copies')} of each."
-                    if info.get("copies")
+                    f" Training saw each in {info['copies']} versions, itself and slight changes of it."
+                    if info.get("copies", 1) > 1
                     else ""
                 )
                 + (f" Left out: {', '.join(left_out)}." if left_out else ""),

@@ -135,6 +135,8 @@ def _phases(by_stage: pd.DataFrame) -> list[dict[str, Any]]:
         training, generation = (group[group["phase"] == phase] for phase in ("training", "generation"))
         training_kwh, generation_kwh = training["energy_kwh"].sum(), generation["energy_kwh"].sum()
         samples = group["samples"].iloc[0]
+        models = group.loc[group["stage"] == "train_diffusion", "items"].sum()
+        of_one_model_kwh = training_kwh / models if models else None
         rows.append(
             {
                 "spatial_dims": dims,
@@ -146,7 +148,9 @@ def _phases(by_stage: pd.DataFrame) -> list[dict[str, Any]]:
                 "generation_kwh": generation_kwh,
                 "generation_g": generation["emissions_g"].sum(),
                 "generation_g_per_sample": generation["emissions_g"].sum() / samples if samples else None,
-                "break_even_samples": training_kwh * samples / generation_kwh if generation_kwh else None,
+                "break_even_samples": of_one_model_kwh * samples / generation_kwh
+                if of_one_model_kwh and generation_kwh
+                else None,
             }
         )
     return rows
@@ -217,7 +221,7 @@ def _totals_lines(totals: dict[str, Any]) -> list[str]:
 
 
 def _phase_lines(phases: list[dict[str, Any]]) -> list[str]:
-    head = f"  {'':6}{'runs':>6}{'training':>14}{'generation':>14}{'samples':>10}   as costly as the training"
+    head = f"  {'':6}{'runs':>6}{'training':>14}{'generation':>14}{'samples':>10}   as costly as training one"
     lines = ["Training against generation", head]
     for row in phases:
         columns = (

@@ -10,7 +10,7 @@ import torch
 
 from models.autoencode import load_autoencoder
 from models.device import autocast, best_device
-from models.diffusion.samplers import make_scheduler, sample_latents
+from models.diffusion.sampling import make_scheduler, sample_latents
 from models.files import atomic_path
 from models.networks.denoiser import count_parameters
 from models.progress import Progress

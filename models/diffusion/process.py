@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.diffusion.samplers import make_scheduler
+from models.diffusion.sampling import make_scheduler
 
 
 class ForwardProcess:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.diffusion.process import ForwardProcess
-from models.diffusion.samplers import make_scheduler
+from models.diffusion.sampling import make_scheduler
 
 ROOT = Path(__file__).parents[2]
 

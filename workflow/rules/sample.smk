@@ -21,6 +21,6 @@ rule generate_samples:
             f"{run_row(wildcards)['spatial_dims']}d"
         ],
         precision=config["training"]["precision"],
-        source=source_of("models/sample.py", "models/diffusion/samplers.py"),
+        source=source_of("models/sample.py", "models/diffusion/sampling.py"),
     script:
         "../scripts/generate_samples.py"

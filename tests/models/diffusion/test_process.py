@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from models.diffusion.process import ForwardProcess
-from models.diffusion.samplers import SAMPLERS, make_scheduler, sample_latents, samplers_for
+from models.diffusion.samplers import SAMPLERS, samplers_for
+from models.diffusion.sampling import make_scheduler, sample_latents
 
 PREDICTIONS = ["epsilon", "v_prediction", "flow"]
 
