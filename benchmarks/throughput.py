@@ -71,8 +71,8 @@ def build_parts(case: Case, config: dict[str, Any]) -> Parts:
     """Networks of the default study with random weights; random images and latents of the right shapes."""
     torch.manual_seed(0)
     settings, device = config["autoencoder"], best_device()
-    latent_shape = (case.resolution // downsampling(settings),) * case.spatial_dims
-    channels, items = settings["latent_channels"], 2 * case.training_batch
+    latent_shape = (case.resolution // downsampling(case.spatial_dims, settings),) * case.spatial_dims
+    channels, items = settings["latent_channels"][f"{case.spatial_dims}d"], 2 * case.training_batch
     row = {"family": "unet", "size": case.size}
     denoiser = build_denoiser(row, latent_shape, channels, config["diffusion"]["patch"])
     assert isinstance(denoiser, UNet)
