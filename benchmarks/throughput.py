@@ -234,7 +234,7 @@ def cases(config: dict[str, Any], size: str, quick: bool) -> list[Case]:
             sampling_batch=config["sampling"]["batch_size"][f"{dims}d"],
             ddim_steps=10,
         )
-        for dims, resolution, steps in ((2, 64, 5), (3, 48, 2))
+        for dims, resolution, steps in ((2, 64, 5), (3, 40, 2))
     ]
 
 
