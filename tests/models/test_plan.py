@@ -100,7 +100,7 @@ def test_include_fills_in_the_factors_it_leaves_out():
             {"diffusion__prediction": "flow"},
             r"matrix\.sampler: ddpm does not go with flow; use one of dpmpp, euler, heun",
         ),
-        ({"matrix__devices": [3]}, r"diffusion\.batch_size\.2d: 16 cannot be shared evenly by 3 devices"),
+        ({"matrix__devices": [3]}, r"diffusion\.batch_size\.2d: 8 cannot be shared evenly by 3 devices"),
         ({"matrix__seed": [1, 1]}, r"matrix\.seed: a value is there twice"),
         ({"diffusion__patch": 3}, r"diffusion\.patch: the latent of resolution 32 has side 8, which 3 does not divide"),
         ({"matrix__resolution": [36]}, r"matrix\.resolution: the latent of resolution 36 has side 9"),
