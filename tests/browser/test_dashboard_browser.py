@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from emissions.dashboard import build_dashboard
 from emissions.tables import read_table
-from tests.emissions.example_results import Example, write_example
+from tests.emissions.example_results import Example, build_page, write_example
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRAWN = "window.drawn === Object.keys(page.figures).length"
@@ -44,15 +43,7 @@ def browser() -> Iterator[Browser]:
 def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
     example = write_example(tmp_path_factory.mktemp("study") / "results")
     page = example.results / "dashboard" / "index.html"
-    build_dashboard(
-        example.tables,
-        example.plan,
-        example.cohorts,
-        example.pictures,
-        example.real_pictures,
-        "A study",
-        page,
-    )
+    build_page(example, "A study", page)
     return example
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 from PIL import Image
 
 from emissions.compare import write_comparisons
+from emissions.dashboard import build_dashboard
 from emissions.ledger import write_ledger
 from emissions.phases import STAGES
 from emissions.pricing import write_prices
@@ -226,3 +227,8 @@ def _write_picture(path: Path, row: pd.Series, noise: float, rng: np.random.Gene
         page[top : top + side, left : left + side] = tile + np.kron(rng.normal(0, noise, (16, 16)), np.ones((8, 8)))
     Image.fromarray((np.clip(page, 0, 1) * 255).astype(np.uint8)).save(path)
     return path
+
+
+def build_page(example: Example, title: str, out: Path) -> None:
+    """The dashboard of an example."""
+    build_dashboard(example.tables, example.plan, example.cohorts, example.pictures, example.real_pictures, title, out)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from emissions.dashboard import MAX_BYTES, build_dashboard
+from emissions.dashboard import MAX_BYTES
 from emissions.grid.intensity import CREDIT
 from emissions.pricing import operational_emissions_g
 from emissions.tables import read_table
-from tests.emissions.example_results import Example, write_example
+from tests.emissions.example_results import Example, build_page, write_example
 
 VOID = {"meta", "link", "img", "br", "input", "rect", "path", "circle"}
 
@@ -52,15 +52,7 @@ class Page(HTMLParser):
 
 
 def build(example: Example, out: Path) -> str:
-    build_dashboard(
-        example.tables,
-        example.plan,
-        example.cohorts,
-        example.pictures,
-        example.real_pictures,
-        "A <b>study</b>",
-        out,
-    )
+    build_page(example, "A <b>study</b>", out)
     return out.read_text(encoding="utf-8")
 
 
