@@ -92,11 +92,12 @@ def train_autoencoder(
     with atomic_path(info_path) as temporary:
         temporary.write_text(json.dumps(info, indent=1))
     resume_path.unlink(missing_ok=True)
-    seen = result.images_seen - result.images_resumed
     return {
-        "images_seen": seen,
-        "voxels": seen * math.prod(shape),
-        "flops": seen * TRAINING_PASSES * count_flops(network, shape),
+        "images_seen": result.images_seen,
+        "images_resumed": result.images_resumed,
+        "resumed_from": result.resumed_from,
+        "voxels": result.images_seen * math.prod(shape),
+        "flops": result.images_seen * TRAINING_PASSES * count_flops(network, shape),
         "parameters": parameters,
     }
 

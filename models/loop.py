@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,9 @@ class Trained:
     """What a training leaves."""
 
     network: nn.Module  # with averaged weights where averaging was asked for
-    images_seen: int  # by this attempt and those that it resumed from
+    images_seen: int  # each once, by this attempt and those that it resumed from
     images_resumed: int  # of them, seen before this attempt
+    resumed_from: list[str]  # times of the checkpoints that led to this attempt, oldest first
     losses: list[tuple[int, float]]  # (images seen, mean loss since the last entry)
 
 
@@ -70,6 +72,9 @@ def train(
     With several processes each takes its share of every batch. The checkpoint is deleted at the end by the caller,
     who has then written the result.
 
+    Each checkpoint tells `saved_at`, the time when its state was reached, and `resumed_from`, the times of the
+    checkpoints before it that an attempt resumed from: up to those, the work of earlier attempts was kept.
+
     Args:
         network: trained in place.
         loss: given the network, indices into the items (on the device) and a generator on the CPU, the mean loss.
@@ -83,19 +88,20 @@ def train(
     share = settings.batch_size // accelerator.num_processes
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     averaged = AveragedModel(network, multi_avg_fn=warmed_up_ema(settings.ema_decay)).to(accelerator.device)
-    seen, losses = 0, []
+    seen, losses, lineage = 0, [], []
     state = checkpoint.load_if_same(checkpoint_path, identity)
     if state is not None:
         network.load_state_dict(state["network"])
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
         seen, losses = state["images_seen"], [tuple(entry) for entry in state["losses"]]
+        lineage = lineage_through(state)
         logger.info("%s resumes at %d of %d images", name, seen, settings.images)
     resumed = seen
     prepared, optimizer = accelerator.prepare(network, optimizer)
     prepared.train()
     progress = Progress(name, settings.images, resumed, quiet=not accelerator.is_main_process)
-    saved_at, since, total = time.monotonic(), 0, torch.zeros((), device=accelerator.device)
+    written, since, total = time.monotonic(), 0, torch.zeros((), device=accelerator.device)
 
     while seen < settings.images:
         batch = batch_indices(items, settings.batch_size, settings.seed, seen)
@@ -119,15 +125,24 @@ def train(
             losses.append((seen, mean))
             progress.tell(seen, f"loss {mean:.4f}")
             since, total = 0, torch.zeros((), device=accelerator.device)
-        if accelerator.is_main_process and time.monotonic() - saved_at > settings.checkpoint_every_s:
+        if accelerator.is_main_process and time.monotonic() - written > settings.checkpoint_every_s:
             finite(float(total), name, seen)
+            saved_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")  # not of the write
+            counts = {"images_seen": seen, "saved_at": saved_at, "resumed_from": lineage, "losses": losses}
             parts = {"network": accelerator.unwrap_model(prepared), "averaged": averaged, "optimizer": optimizer}
             states = {part: holder.state_dict() for part, holder in parts.items()}
-            checkpoint.save({"identity": identity, "images_seen": seen, "losses": losses, **states}, checkpoint_path)
-            saved_at = time.monotonic()
+            checkpoint.save({"identity": identity, **counts, **states}, checkpoint_path)
+            written = time.monotonic()
     progress.close()
     final = averaged.module if settings.ema_decay else accelerator.unwrap_model(prepared)
-    return Trained(final.eval(), seen, resumed, losses)
+    return Trained(final.eval(), seen, resumed, lineage, losses)
+
+
+def lineage_through(state: dict[str, Any]) -> list[str]:
+    """Times of the checkpoints that led to an attempt which resumes from this one, oldest first."""
+    if "saved_at" not in state:  # by an older version, which kept no times: it resumes, and has none in the lineage
+        return []
+    return [*state["resumed_from"], state["saved_at"]]
 
 
 def finite(loss: float, name: str, seen: int) -> float:

@@ -123,8 +123,13 @@ def train_here(
         flops = count_flops(network, (1, channels, *latent_shape), (1,))  # of one pass, here and in sampling
         checkpoint.save({"plan": plan, "settings": settings, "flops": flops, **rebuild, "weights": weights}, model_path)
         parameters = count_parameters(network)
-        seen = result.images_seen - result.images_resumed
-        work: Work = {"images_seen": seen, "flops": seen * TRAINING_PASSES * flops, "parameters": parameters}
+        work: Work = {
+            "images_seen": result.images_seen,
+            "images_resumed": result.images_resumed,
+            "resumed_from": result.resumed_from,
+            "flops": result.images_seen * TRAINING_PASSES * flops,
+            "parameters": parameters,
+        }
         info = {"work": work, "images_resumed": result.images_resumed, "losses": result.losses}
         with atomic_path(info_path) as temporary:
             temporary.write_text(json.dumps(info, indent=1))

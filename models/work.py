@@ -11,7 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 class Work(TypedDict, total=False):
     """What a stage function returns: counts for its record."""
 
-    images_seen: int
+    images_seen: int  # of a training: by all its attempts, each image once; flops and voxels are of these
+    images_resumed: int  # of images_seen, by earlier attempts
+    resumed_from: list[str]  # `Trained.resumed_from`
     samples: int
     voxels: int
     flops: int

@@ -10,12 +10,13 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 
 from models import checkpoint
 from models.autoencode import encode_latents, load_autoencoder, random_crop, train_autoencoder
 from models.sample import generate_samples
-from models.train import train_diffusion
+from models.train import train_diffusion, train_here
 
 AUTOENCODER = {
     "channels": {"2d": [16, 16], "3d": [16, 16]},
@@ -66,6 +67,7 @@ def test_an_autoencoder_counts_its_work(trained):
     folder, plan, work, encoded = trained
     dims = plan["spatial_dims"]
     assert work["images_seen"] == AUTOENCODER["images"][f"{dims}d"]
+    assert (work["images_resumed"], work["resumed_from"]) == (0, [])
     assert work["voxels"] == work["images_seen"] * (256 if dims == 2 else 512)  # 3D trains on crops of 8
     assert encoded["samples"] == 12
     assert encoded["voxels"] == 12 * 16**dims
@@ -118,12 +120,57 @@ def test_a_killed_training_resumes_and_counts_no_image_twice(trained, tmp_path):
     time.sleep(0.3)
     os.kill(job.pid, signal.SIGKILL)
     job.wait()
-    reached = checkpoint.load(tmp_path / "checkpoint.pt")["images_seen"]
-    assert 0 < reached < 4000
+    reached = checkpoint.load(tmp_path / "checkpoint.pt")
+    assert 0 < reached["images_seen"] < 4000
     work = train_diffusion(**arguments)
     info = json.loads((tmp_path / "m.json").read_text())
-    assert info["images_resumed"] == reached
-    assert work["images_seen"] == 4000 - reached
+    assert info["images_resumed"] == work["images_resumed"] == reached["images_seen"]
+    assert work["resumed_from"] == [reached["saved_at"]]
+    assert work["images_seen"] == 4000
+
+
+class KilledError(Exception):
+    """Stands for a job that ends in the middle of a step."""
+
+
+def killed_in_batch(number, loss, stage, *arguments):
+    """The checkpoint left by a stage that ends in this batch, the first being 0, when it calls this loss function."""
+    calls, original = [], getattr(F, loss)
+
+    def function(*args):
+        calls.append(args)
+        if len(calls) > number:
+            raise KilledError
+        return original(*args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(F, loss, function)
+        stage(*arguments)
+    return checkpoint.load(arguments[-1].with_name("checkpoint.pt"))
+
+
+OFTEN = {**TRAINING, "checkpoint_every_s": 0}
+
+
+def test_an_autoencoder_credits_all_images_after_resuming_twice(trained, tmp_path):
+    folder, plan, whole, _ = trained
+    arguments = (plan, AUTOENCODER, OFTEN, folder, tmp_path / "ae.pt", tmp_path / "ae.json")
+    first = killed_in_batch(2, "l1_loss", train_autoencoder, *arguments)
+    second = killed_in_batch(3, "l1_loss", train_autoencoder, *arguments)
+    seen = 5 * AUTOENCODER["batch_size"][f"{plan['spatial_dims']}d"]
+    resumed = {"images_resumed": seen, "resumed_from": [first["saved_at"], second["saved_at"]]}
+    assert train_autoencoder(*arguments) == {**whole, **resumed}  # images, voxels and operations of all attempts
+
+
+def test_a_denoiser_credits_all_images_after_resuming_twice(trained, tmp_path):
+    folder, plan, _, _ = trained
+    arguments = (plan, DIFFUSION, OFTEN, folder / "latents.pt", tmp_path / "m.pt", tmp_path / "m.json")
+    first = killed_in_batch(1, "smooth_l1_loss", train_diffusion, *arguments)
+    second = killed_in_batch(2, "smooth_l1_loss", train_diffusion, *arguments)
+    work = train_diffusion(*arguments)
+    assert work["images_seen"] == DIFFUSION["images"][f"{plan['spatial_dims']}d"]
+    assert work["flops"] == 3 * checkpoint.load(tmp_path / "m.pt")["flops"] * work["images_seen"]
+    assert (work["images_resumed"], work["resumed_from"]) == (3 * 8, [first["saved_at"], second["saved_at"]])
 
 
 def test_several_processes_see_as_many_images_as_one(trained, tmp_path):
@@ -131,7 +178,18 @@ def test_several_processes_see_as_many_images_as_one(trained, tmp_path):
     plan = {**plan, "devices": 2}
     work = train_diffusion(plan, DIFFUSION, TRAINING, folder / "latents.pt", tmp_path / "m.pt", tmp_path / "m.json")
     assert work["images_seen"] == DIFFUSION["images"][f"{plan['spatial_dims']}d"]
+    assert (work["images_resumed"], work["resumed_from"]) == (0, [])
     assert checkpoint.load(tmp_path / "m.pt")["plan"]["devices"] == 2
+
+
+def test_several_processes_resume_and_tell_from_where(trained, tmp_path):
+    folder, plan, _, _ = trained
+    plan = {**plan, "devices": 2}
+    arguments = (plan, DIFFUSION, OFTEN, folder / "latents.pt", tmp_path / "m.pt", tmp_path / "m.json")
+    reached = killed_in_batch(2, "smooth_l1_loss", train_here, *arguments)  # by one process: it can be killed here
+    work = train_diffusion(*arguments)
+    assert work["images_seen"] == DIFFUSION["images"][f"{plan['spatial_dims']}d"]
+    assert (work["images_resumed"], work["resumed_from"]) == (2 * 8, [reached["saved_at"]])
 
 
 def test_a_crop_is_a_part_of_the_image():
