@@ -43,7 +43,7 @@ class JobLog:
         self._handlers.append(handler)
         self._root.addHandler(handler)
 
-    def done(self, line: str) -> None:
+    def tell(self, line: str) -> None:
         """One line on stderr and in the log, so that whoever watches sees the study go on."""
         sys.stderr.write(f"{line}\n")
         logging.getLogger(__name__).info(line)

@@ -1,7 +1,7 @@
-"""The ledger: one row per stage and item of the plan, from the records and the journal of attempts.
+"""The ledger: one row per stage and item of the plan, from their records.
 
-Each joule is in it once: an attempt counts for one row, by its `attempt_id`, and a shared stage has one row
-however many runs use it.
+Each joule is in it once: a record holds all attempts at its stage since the last success (`emissions.retries`), and
+a shared stage has one row however many runs use it. The journal has the single attempts.
 """
 
 from __future__ import annotations
@@ -13,37 +13,29 @@ from typing import Any
 
 import pandas as pd
 
+from emissions import retries
+from emissions.client import attempt_folders
 from emissions.phases import STAGES, phase_of
 from emissions.records import LEDGER_COLUMNS, LEDGER_DTYPES, Record, read_journal, read_record
 from emissions.tables import read_table, write_table
 
 logger = logging.getLogger(__name__)
 
-# Sums over the attempts of a row. Work done and hardware are those of the attempt that succeeded.
-SUMMED_COLUMNS = (
-    "duration_s", "startup_s", "cpu_kwh", "gpu_kwh", "ram_kwh", "energy_kwh", "energy_low_kwh",
-    "energy_high_kwh", "idle_kwh", "codecarbon_kwh",
-)  # fmt: skip
 ATTEMPT_COLUMNS = (
     "stage", "item", "attempt_id", "outcome", "started_at", "ended_at", "duration_s", "energy_kwh",
 )  # fmt: skip
 
 
 def collect_ledger(
-    plan_rows: pd.DataFrame | Sequence[dict[str, Any]],
-    record_paths: Iterable[str | Path],
-    journal_path: str | Path,
+    plan_rows: pd.DataFrame | Sequence[dict[str, Any]], record_paths: Iterable[str | Path]
 ) -> pd.DataFrame:
     """One row per record, in `LEDGER_COLUMNS`: stages in the study's order, items in the plan's.
 
-    A row adds the attempts that failed or were interrupted since the item's previous ok one: energies and
-    durations are sums, `wasted_kwh` is what those attempts took, `started_at` is the first attempt's. A sum
-    is null when a part of it is unknown. The same plan, records and journal give the same table.
+    The same plan and records give the same table.
 
     Raises ValueError naming the record that is missing, corrupt, twice there or not of this plan.
     """
-    plan = pd.DataFrame(plan_rows)
-    rows = [_merge(attempts) for attempts in _counted(plan, record_paths, journal_path)]
+    rows = _records(pd.DataFrame(plan_rows), record_paths)
     return _typed(pd.DataFrame(rows, columns=list(LEDGER_COLUMNS)))
 
 
@@ -53,11 +45,28 @@ def collect_attempts(
     journal_path: str | Path,
 ) -> pd.DataFrame:
     """The attempts behind the ledger's rows, `ATTEMPT_COLUMNS`, so that each is priced at its own time.
-    Raises as above.
+
+    Those whose journal line is lost are missing, with a warning: their energy is in the record all the same. Raises
+    as above.
     """
-    counted = _counted(pd.DataFrame(plan_rows), record_paths, journal_path)
-    rows = [{column: attempt[column] for column in ATTEMPT_COLUMNS} for attempts in counted for attempt in attempts]
+    journal = {attempt["attempt_id"]: attempt for attempt in read_journal(journal_path)}
+    rows = []
+    for record in _records(pd.DataFrame(plan_rows), record_paths):
+        earlier = (record["earlier_attempts"] or "").split()
+        for lost in (attempt_id for attempt_id in earlier if attempt_id not in journal):
+            logger.warning("%s has no line of attempt %s of %s %s", journal_path, lost, record["stage"], record["item"])
+        known = [journal[attempt_id] for attempt_id in earlier if attempt_id in journal]
+        attempts = [*known, journal.get(record["attempt_id"]) or _own(record, known)]
+        rows += [{column: attempt[column] for column in ATTEMPT_COLUMNS} for attempt in attempts]
     return pd.DataFrame(rows, columns=list(ATTEMPT_COLUMNS))
+
+
+def _own(record: Record, earlier: Sequence[Record]) -> Record:
+    """The record's own attempt, where the journal does not have it: the record without the earlier ones."""
+    energy_kwh = record["energy_kwh"] - sum(attempt["energy_kwh"] for attempt in earlier)
+    duration_s = record["duration_s"] - sum(attempt["duration_s"] for attempt in earlier)
+    started_at = max([record["started_at"], *(attempt["ended_at"] for attempt in earlier)])
+    return record | {"energy_kwh": max(energy_kwh, 0.0), "duration_s": duration_s, "started_at": started_at}
 
 
 def write_ledger(
@@ -67,9 +76,14 @@ def write_ledger(
     ledger_path: str | Path,
     attempts_path: str | Path,
 ) -> None:
-    """Read the plan's table and write the ledger and its attempts as CSV. Raises ValueError or OSError."""
+    """Read the plan's table and write the ledger and its attempts as CSV. Raises ValueError or OSError.
+
+    First, attempts that ended together with their recorder are put into the journal.
+    """
+    journal = Path(journal_path).absolute()
+    retries.recover(journal, attempt_folders(journal))
     plan, paths = read_table(plan_path, required=("run",)), list(record_paths)
-    write_table(collect_ledger(plan, paths, journal_path), ledger_path)
+    write_table(collect_ledger(plan, paths), ledger_path)
     write_table(collect_attempts(plan, paths, journal_path), attempts_path)
 
 
@@ -89,12 +103,8 @@ def record_key(path: str | Path) -> tuple[str, str]:
     return Path(path).name.split(".")[0], Path(path).parent.parent.name
 
 
-def _counted(plan: pd.DataFrame, record_paths: Iterable[str | Path], journal_path: str | Path) -> list[list[Record]]:
-    """For each row of the ledger its attempts by start, the ok one last."""
-    journal = {attempt["attempt_id"]: attempt for attempt in read_journal(journal_path)}
-    attempts: dict[tuple[str, str], list[Record]] = {}
-    for attempt in journal.values():
-        attempts.setdefault((attempt["stage"], attempt["item"]), []).append(attempt)
+def _records(plan: pd.DataFrame, record_paths: Iterable[str | Path]) -> list[Record]:
+    """The records, stages in the study's order and items in the plan's."""
     records = {}
     for path in record_paths:
         record = _read(path)
@@ -106,7 +116,7 @@ def _counted(plan: pd.DataFrame, record_paths: Iterable[str | Path], journal_pat
     for stage, item in records:
         if (stage, item) not in order:
             raise ValueError(f"record of {stage} {item}: the plan has no such {phase_of(stage).key}")
-    return [_attempts_of(records[key], attempts.get(key, [])) for key in sorted(records, key=order.__getitem__)]
+    return [records[key] for key in sorted(records, key=order.__getitem__)]
 
 
 def _read(path: str | Path) -> Record:
@@ -131,33 +141,6 @@ def _plan_order(plan: pd.DataFrame) -> dict[tuple[str, str], int]:
         for item in plan[phase.key].unique()
     ]
     return {key: place for place, key in enumerate(keys)}
-
-
-def _attempts_of(record: Record, journal: list[Record]) -> list[Record]:
-    """The failed and interrupted attempts since the previous ok one, then the record's own.
-
-    By time and not by line, so that a record whose own journal line was lost still finds the attempts before
-    it.
-    """
-    pending: list[Record] = []
-    for attempt in sorted(journal, key=lambda attempt: attempt["started_at"]):
-        if attempt["attempt_id"] == record["attempt_id"] or attempt["started_at"] > record["started_at"]:
-            break
-        pending = [] if attempt["outcome"] == "ok" else [*pending, attempt]
-    return [*pending, record]
-
-
-def _merge(attempts: list[Record]) -> Record:
-    *wasted, final = attempts
-    row = dict(final)
-    for column in SUMMED_COLUMNS:
-        values = [attempt[column] for attempt in attempts]
-        row[column] = None if None in values else sum(values)  # a partly known sum would pass for a whole one
-    row["attempts"] = len(attempts)
-    row["started_at"] = attempts[0]["started_at"]
-    row["wasted_kwh"] = float(sum(attempt["energy_kwh"] for attempt in wasted))
-    row["warnings"] = "; ".join(dict.fromkeys(attempt["warnings"] for attempt in attempts if attempt["warnings"]))
-    return row
 
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:

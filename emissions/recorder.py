@@ -1,227 +1,354 @@
-"""Reads a machine's meters from the opening of a window to its end, and keeps the power trace.
+"""The recorder: one small process on a node that meters every job there, and outlives each of them.
 
-Energies are differences of cumulative joules read at the two edges; the readings between them make the trace,
-catch every counter wrap and integrate sampled power. Durations come from the monotonic clock, so a clock that
-is set meanwhile changes nothing but a warning.
+Jobs attach through a Unix socket (`emissions.client`) and say when their window opens and closes. All meters are
+read together, at a fixed interval and whenever a window opens or closes, and what they counted is divided between
+the jobs (`emissions.node`). Each attempt grows a file (`emissions.attempt_file`); a job that is gone without a word
+is in the journal as killed. The recorder leaves when the last job has.
+
+No failure of a meter, a disk or a client ends it: each becomes a warning of the attempts it touches.
+
+    python -m emissions.recorder SOCKET SETTINGS     settings: `MeterSettings` as JSON
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
-import threading
+import os
+import selectors
+import signal
+import socket
+import sys
 import time
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from emissions.files import atomic_path
-from emissions.meters import Meters
-from emissions.meters.base import J_PER_KWH, Meter
+from emissions.attempt_file import record_of
+from emissions.beside import CodeCarbonBeside
+from emissions.meters import MeterSettings
+from emissions.meters.model import ModelCpuMeter
+from emissions.meters.ram import default_ram_w
+from emissions.node import Node, OpenAttempt
+from emissions.records import Record, append_journal
 
 logger = logging.getLogger(__name__)
 
-CLOCK_JUMP_S = 2.0
-JOIN_TIMEOUT_S = 5.0
-
-_Joules = tuple[float | None, float | None, float | None]  # cpu, gpu, ram
-
-
-@dataclass(frozen=True)
-class Component:
-    """One component over the window, in kWh; None where unknown."""
-
-    method: str
-    energy_kwh: float | None
-    low_kwh: float
-    high_kwh: float
-    idle_kwh: float | None
-    devices: tuple[str, ...]
+LINGER_S = 0.3  # without a job, before it leaves: a job may be about to attach
+CODECARBON_S = 3.0  # how long a closing attempt waits for CodeCarbon's figures
+MOST_S = 3600.0  # JSON knows no infinity
 
 
-@dataclass(frozen=True)
-class TraceRow:
-    """Mean power in watts since the previous row; `time` is the end of the interval. None where unknown."""
+class Job:
+    """One client: its connection, the attempt it has open, and CodeCarbon beside it."""
 
-    time: datetime
-    cpu_w: float | None
-    gpu_w: float | None
-    ram_w: float | None
+    def __init__(self, connection: socket.socket | None) -> None:
+        self.connection = connection
+        self.buffer = b""
+        self.attempt: OpenAttempt | None = None
+        self.codecarbon: CodeCarbonBeside | None = None
+        self.pidfd = -1
+        self.ending: dict[str, Any] | None = None  # what the job said at its end
+        self.outcome = ""  # why it is being ended, once it is
+        self.deadline_s = float("inf")
+        self.record: Record | None = None
+        self.saved = False  # its outcome is in the journal; what may still happen is that it is killed on its way out
 
+    def used(self) -> tuple[float, float, float]:
+        """Seconds, joules of the node's CPU and of this job's GPUs since its window opened."""
+        assert self.attempt is not None
+        gpus_j = sum(held.whole_j for held in self.attempt.gpus.values())
+        return self.attempt.totals.t_s, self.attempt.node_cpu_j, gpus_j
 
-@dataclass(frozen=True)
-class Recording:
-    """What was metered in one window. Totals are sums over the components whose energy is known."""
-
-    started_at: datetime
-    duration_s: float
-    cpu: Component
-    gpu: Component
-    ram: Component
-    trace: tuple[TraceRow, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def ended_at(self) -> datetime:
-        return self.started_at + timedelta(seconds=self.duration_s)
-
-    @property
-    def components(self) -> tuple[Component, Component, Component]:
-        return self.cpu, self.gpu, self.ram
-
-    @property
-    def energy_kwh(self) -> float:
-        return sum(part.energy_kwh or 0.0 for part in self.components)
-
-    @property
-    def energy_low_kwh(self) -> float:
-        """The sum of the lowest energies: errors of a model or a sensor are systematic and do not average
-        out."""
-        return sum(part.low_kwh for part in self.components)
-
-    @property
-    def energy_high_kwh(self) -> float:
-        return sum(part.high_kwh for part in self.components)
-
-    @property
-    def idle_kwh(self) -> float | None:
-        """What an idle machine would have used; None as soon as one component's is unknown."""
-        known = [part.idle_kwh for part in self.components if part.idle_kwh is not None]
-        return sum(known) if len(known) == len(self.components) else None
+    def reply(self, message: Mapping[str, Any]) -> None:
+        """Answer, if anyone is there to hear it."""
+        if self.connection is not None:
+            with contextlib.suppress(OSError):
+                self.connection.sendall(json.dumps(message).encode() + b"\n")
 
 
 class Recorder:
-    """Samples the meters in a daemon thread. `start()` opens the window, `stop()` ends it and gives the
-    `Recording`.
+    """The event loop. Handlers are short; nothing in them waits."""
 
-    It needs nothing of the job but its meters, so that it can also run in a process of its own. No failure of
-    a meter leaves it: each becomes a line in `Recording.warnings`.
-    """
+    def __init__(self, settings: MeterSettings, node: Node | None = None) -> None:
+        self.settings = settings
+        self.node = node or Node(settings)
+        self.jobs: list[Job] = []
+        self._selector = selectors.DefaultSelector()
+        self._due_s = time.monotonic() + settings.interval_s
+        self._touch_s = min(self.node.sensors.longest_gap_s, settings.interval_s)
+        self._alone_since_s = time.monotonic()
+        self._listener: socket.socket | None = None
 
-    def __init__(self, meters: Meters, interval_s: float) -> None:
-        self._meters = meters
-        self._interval_s = interval_s
-        self._warnings: list[str] = []
-        self._rows: list[tuple[float, _Joules]] = []  # seconds since the start, cumulative joules
-        self._last: list[float | None] = [0.0] * len(meters)
-        self._last_read_s = 0.0
-        self._gap_s = min(meter.longest_gap_s for meter in meters)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="recorder", daemon=True)
+    def listen(self, listener: socket.socket) -> None:
+        """Take jobs from a listening socket."""
+        listener.setblocking(False)
+        self._listener = listener
+        self._watch(listener, self._accept)
 
-    def start(self) -> None:
-        """Open the window: every meter counts from here."""
-        for meter in self._meters:
-            self._guarded(meter, meter.start)
-        self._started_at = datetime.now(UTC)
-        self._start_s = self._last_read_s = time.monotonic()
-        self._thread.start()
+    def attach(self, connection: socket.socket) -> None:
+        """Take one job that is connected already."""
+        job = Job(connection)
+        self.jobs.append(job)
+        connection.setblocking(False)
+        self._watch(connection, lambda: self._hear(job))
 
-    def stop(self) -> Recording:
-        """End the window with a last reading, release the meters and add everything up."""
-        self._stopping.set()
-        self._thread.join(JOIN_TIMEOUT_S)
-        if self._thread.is_alive():
-            self._warnings.append(
-                "a meter did not answer at the end of the window; energy since the last reading is missing"
-            )
-        else:
-            self._rows.append(self._read())
-        duration_s = time.monotonic() - self._start_s
-        jump_s = (datetime.now(UTC) - self._started_at).total_seconds() - duration_s
-        if abs(jump_s) > CLOCK_JUMP_S:
-            self._warnings.append(f"the system clock was set by {jump_s:+.0f} s in the window; times follow its start")
-        for meter in self._meters:
-            self._guarded(meter, meter.close)
-        cpu, gpu, ram = (self._component(meter, joules) for meter, joules in zip(self._meters, self._last, strict=True))
-        meter_warnings = [text for meter in self._meters for text in meter.warnings]
-        return Recording(
-            self._started_at,
-            duration_s,
-            cpu,
-            gpu,
-            ram,
-            self._trace(),
-            tuple(dict.fromkeys(meter_warnings + self._warnings)),
-        )
+    def run(self) -> None:
+        """Meter until no job has been there for a while, then see off those that are still on their way out."""
+        while time.monotonic() - self._alone_since_s < LINGER_S:
+            for key, _ in self._selector.select(self._wait_s()):
+                self._guarded(key.data)
+            self._guarded(self._on_time)
+            if not all(job.saved for job in self.jobs):
+                self._alone_since_s = time.monotonic()
+        self.leave()
+        while self.jobs:
+            for key, _ in self._selector.select():
+                self._guarded(key.data)
 
-    def _sample(self) -> None:
-        due_s = self._interval_s
-        while not self._stopping.wait(max(min(due_s - (time.monotonic() - self._start_s), self._gap_s), 0.0)):
-            row = self._read()
-            if row[0] >= due_s:
-                self._rows.append(row)
-                due_s += self._interval_s * (1 + (row[0] - due_s) // self._interval_s)
+    def leave(self) -> None:
+        """Take no more jobs, and let go of the hardware."""
+        if self._listener is not None:
+            self._unwatch(self._listener)
+            path = self._listener.getsockname()
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # noqa: PTH108 - a socket's name is no Path
+            self._listener.close()
+        self.node.sensors.close()
 
-    def _read(self) -> tuple[float, _Joules]:
+    def _wait_s(self) -> float:
+        if all(job.saved for job in self.jobs):
+            return LINGER_S / 3
+        deadline_s = min(self._due_s, *(job.deadline_s for job in self.jobs))
+        return max(min(deadline_s - time.monotonic(), self._touch_s), 0.0)
+
+    def _on_time(self) -> None:
         now_s = time.monotonic()
-        if now_s - self._last_read_s > 2 * self._gap_s:
-            self._warn(f"counters were not read for {now_s - self._last_read_s:.1f} s; a wrap may be missing")
-        self._last_read_s = now_s
-        for index, meter in enumerate(self._meters):
-            self._guarded(meter, lambda index=index, meter=meter: self._keep(index, meter))
-        cpu_j, gpu_j, ram_j = self._last
-        return now_s - self._start_s, (cpu_j, gpu_j, ram_j)
+        if now_s >= self._due_s:
+            self.node.read()
+            self.node.write_rows()
+            interval_s = self.settings.interval_s
+            self._due_s += interval_s * (1 + (now_s - self._due_s) // interval_s)  # a late reading moves no other
+        else:
+            self.node.sensors.touch()
+        for job in [job for job in self.jobs if now_s >= job.deadline_s]:
+            self._give_up_waiting(job)
 
-    def _keep(self, index: int, meter: Meter) -> None:
-        self._last[index] = meter.read_j()
-
-    def _guarded(self, meter: Meter, act: object) -> None:
+    def _guarded(self, act: Callable[[], None]) -> None:
         try:
-            act()  # type: ignore[operator]
-        except Exception as error:  # a meter may fail in any way; the job must not
-            logger.info("%s failed", type(meter).__name__, exc_info=True)
-            self._warn(f"{type(meter).__name__} failed ({type(error).__name__}: {error}); its last reading stands")
+            act()
+        except Exception:  # one job's trouble is not another's
+            logger.exception("the recorder goes on after an error")
 
-    def _warn(self, text: str) -> None:
-        if text not in self._warnings:
-            self._warnings.append(text)
+    def _watch(self, source: Any, act: Callable[[], None]) -> None:
+        self._selector.register(source, selectors.EVENT_READ, act)
 
-    @staticmethod
-    def _component(meter: Meter, joules: float | None) -> Component:
-        if joules is None:
-            return Component(meter.method, None, 0.0, 0.0, None, meter.devices)
-        low_j, high_j = meter.interval_j()
-        idle_j = meter.idle_j()
-        return Component(
-            meter.method,
-            joules / J_PER_KWH,
-            min(low_j, joules) / J_PER_KWH,
-            max(high_j, joules) / J_PER_KWH,
-            None if idle_j is None else idle_j / J_PER_KWH,
-            meter.devices,
+    def _unwatch(self, source: Any) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(source)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        connection, _ = self._listener.accept()
+        self.attach(connection)
+
+    # --- what a client says
+
+    def _hear(self, job: Job) -> None:
+        assert job.connection is not None
+        try:
+            chunk = job.connection.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            chunk = b""
+        if not chunk:
+            self._hung_up(job)
+            return
+        job.buffer += chunk
+        *lines, job.buffer = job.buffer.split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            handler = {
+                "hello": self._hello,
+                "open": self._open,
+                "close": self._close,
+                "saved": self._saved,
+                "bye": self._bye,
+            }
+            handler[message["say"]](job, message)
+
+    def _hello(self, job: Job, message: Mapping[str, Any]) -> None:
+        job.reply({"pid": os.getpid(), "gpus": self.node.gpus(), "settings": self.settings.to_dict()})
+
+    def _open(self, job: Job, message: Mapping[str, Any]) -> None:
+        job.attempt = self.node.open(message["job"])
+        header = job.attempt.header
+        with contextlib.suppress(AttributeError, OSError):  # kernels before 5.3, other systems
+            job.pidfd = os.pidfd_open(header["pid"])
+            self._watch(job.pidfd, lambda: self._process_ended(job))
+        job.reply({"attempt_id": header["attempt_id"], "file": str(job.attempt.file.path or "")})
+        if self.settings.codecarbon and not self.settings.simulated:
+            self._start_codecarbon(job)
+
+    def _start_codecarbon(self, job: Job) -> None:
+        assert job.attempt is not None
+        cpu = self.node.sensors.meters.cpu
+        beside = {
+            "ram_w": self.settings.ram_w or default_ram_w(),
+            "cpu_tdp_w": cpu.tdp_w if isinstance(cpu, ModelCpuMeter) else None,
+            "gpu_indices": [gpu["index"] for gpu in job.attempt.header["gpus"]],
+            "longest_gap_s": min(cpu.longest_gap_s, MOST_S),
+        }
+        try:
+            job.codecarbon = CodeCarbonBeside(beside)
+        except OSError as error:
+            job.attempt.warn(f"CodeCarbon did not start ({error})")
+            return
+        self._watch(job.codecarbon.output, lambda: self._codecarbon_says(job))
+
+    def _close(self, job: Job, message: Mapping[str, Any]) -> None:
+        """The job's window ends; its record goes to the job, whose word is awaited before it is in the journal."""
+        job.ending = dict(message)
+        self._end_window(job, message["outcome"])
+
+    def _saved(self, job: Job, message: Mapping[str, Any]) -> None:
+        """The job has written what it wanted, or could not: its outcome is final."""
+        assert job.record is not None and job.attempt is not None
+        outcome = message["outcome"]
+        problem = self._journal(job, outcome)
+        if not problem:
+            job.attempt.file.write({"end": outcome})
+        job.attempt.file.close(remove=not problem and not message["keep_trace"])
+        job.saved = True
+        job.reply({"problem": problem})
+
+    def _bye(self, job: Job, message: Mapping[str, Any]) -> None:
+        """The job's process ends by itself, or goes on with something else."""
+        self._forget(job)
+
+    # --- what happens to a job
+
+    def _hung_up(self, job: Job) -> None:
+        """The connection is closed. Only the end of the process is an end: a careless fork may close it too."""
+        assert job.connection is not None
+        self._unwatch(job.connection)
+        job.connection.close()
+        job.connection = None
+        if job.attempt is None:
+            self._forget(job)
+        elif job.pidfd < 0 and not job.outcome:
+            self._process_ended(job)
+
+    def _process_ended(self, job: Job) -> None:
+        self._unwatch(job.pidfd)
+        if not job.outcome:
+            self._end_window(job, "killed")
+            return
+        job.outcome = "killed"  # after the end of its window: whoever waits for its files will not find them whole
+        if job.record is not None:
+            self._bury(job)
+
+    def _end_window(self, job: Job, outcome: str) -> None:
+        assert job.attempt is not None
+        job.outcome = outcome
+        self.node.close(job.attempt)
+        if job.codecarbon is None or job.codecarbon.done:
+            self._settle(job)
+            return
+        job.codecarbon.stop(job.used())
+        job.deadline_s = time.monotonic() + CODECARBON_S
+
+    def _codecarbon_says(self, job: Job) -> None:
+        assert job.codecarbon is not None
+        if not job.codecarbon.running:
+            self.node.read()  # its window opens now
+        job.codecarbon.read(job.used())
+        if job.codecarbon.done:
+            self._unwatch(job.codecarbon.output)
+            job.codecarbon.close()
+            if job.outcome:
+                self._settle(job)
+
+    def _give_up_waiting(self, job: Job) -> None:
+        assert job.codecarbon is not None
+        job.codecarbon.warnings.append(f"CodeCarbon gave no result in {CODECARBON_S:.0f} s")
+        job.codecarbon.done = True
+        self._unwatch(job.codecarbon.output)
+        job.codecarbon.close(kill=True)
+        self._settle(job)
+
+    def _settle(self, job: Job) -> None:
+        """Everything is known: make the record, and give it to the job, or to the journal if there is none left."""
+        attempt, ending = job.attempt, job.ending or {}
+        assert attempt is not None
+        job.deadline_s = float("inf")
+        result = None
+        if job.codecarbon is not None:
+            result = job.codecarbon.result
+            attempt.totals.codecarbon_node_j = job.codecarbon.node_j()
+            for text in (*job.codecarbon.warnings, *job.codecarbon.disagreements()):
+                attempt.warn(text)
+        job.record = record_of(
+            attempt.header,
+            attempt.totals,
+            outcome=job.outcome,
+            work=ending.get("work"),
+            codecarbon=result,
+            warnings=[*attempt.warnings, *ending.get("warnings", ())],
         )
+        if job.outcome == "killed":
+            self._bury(job)
+        else:
+            job.reply({"record": job.record, "codecarbon": result})
 
-    def _trace(self) -> tuple[TraceRow, ...]:
-        """Power between readings. A last interval under half the sampling interval is joined to the one
-        before it: a counter that advances every 100 ms makes no sense over a few milliseconds."""
-        rows = list(self._rows)
-        if len(rows) > 1 and rows[-1][0] - rows[-2][0] < self._interval_s / 2:
-            del rows[-2]
-        trace: list[TraceRow] = []
-        before_s, before_j = 0.0, (0.0, 0.0, 0.0)  # type: tuple[float, _Joules]
-        for at_s, joules in rows:
-            if at_s <= before_s:
-                continue
-            cpu_w, gpu_w, ram_w = (_power_w(a, b, at_s - before_s) for a, b in zip(before_j, joules, strict=True))
-            trace.append(TraceRow(self._started_at + timedelta(seconds=at_s), cpu_w, gpu_w, ram_w))
-            before_s, before_j = at_s, joules
-        return tuple(trace)
+    def _bury(self, job: Job) -> None:
+        """The job is gone: its attempt is in the journal, and its trace stays."""
+        assert job.attempt is not None
+        if not self._journal(job, "killed"):
+            job.attempt.file.write({"end": "killed"})
+        job.attempt.file.close(remove=False)
+        self._forget(job)
+
+    def _journal(self, job: Job, outcome: str) -> str:
+        """Append to the journal; a problem is told, and the attempt's file then stays for the next collection."""
+        assert job.record is not None and job.attempt is not None
+        record = job.record | {"outcome": outcome, "wasted_kwh": 0.0 if outcome == "ok" else job.record["energy_kwh"]}
+        try:
+            append_journal(Path(job.attempt.header["journal"]), record)
+        except (OSError, ValueError) as error:
+            logger.exception("an attempt is not in the journal")
+            return f"this attempt is not in the journal yet: {error}"
+        return ""
+
+    def _forget(self, job: Job) -> None:
+        if job in self.jobs:
+            self.jobs.remove(job)
+        if job.connection is not None:
+            self._unwatch(job.connection)
+            job.connection.close()
+        if job.pidfd >= 0:
+            self._unwatch(job.pidfd)
+            os.close(job.pidfd)
+            job.pidfd = -1
 
 
-def _power_w(before_j: float | None, after_j: float | None, seconds: float) -> float | None:
-    if before_j is None or after_j is None:
-        return None
-    return max(after_j - before_j, 0.0) / seconds
+def main(argv: list[str]) -> int:
+    """Serve the jobs of this node at the socket `argv[0]`, with the settings `argv[1]`."""
+    path, settings = Path(argv[0]), MeterSettings(**json.loads(argv[1]))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a scheduler signals the whole job; how that ends is to be recorded
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    path.unlink(missing_ok=True)  # of a recorder that is gone: whoever starts one holds the lock
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(128)
+    recorder = Recorder(settings)
+    recorder.listen(listener)
+    recorder.run()
+    return 0
 
 
-def write_trace(path: str | Path, trace: tuple[TraceRow, ...]) -> None:
-    """Write the trace as Parquet, atomically: `time` (UTC, microseconds), `cpu_w, gpu_w, ram_w` (float64,
-    nullable)."""
-    import pyarrow as pa  # here, since a job that fails needs no 0.1 s of import
-    import pyarrow.parquet as pq
-
-    columns = {"time": pa.array([row.time for row in trace], pa.timestamp("us", tz="UTC"))}
-    for name in ("cpu_w", "gpu_w", "ram_w"):
-        columns[name] = pa.array([getattr(row, name) for row in trace], pa.float64())
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
-OUTCOMES = ("ok", "failed", "interrupted")
+# failed: the work raised an error or the command returned one; interrupted, terminated: it was stopped by SIGINT,
+# by SIGTERM; killed: it was gone without a word (SIGKILL, out of memory, a lost node).
+OUTCOMES = ("ok", "failed", "interrupted", "terminated", "killed")
 
 WORK_COLUMNS = ("images_seen", "samples", "voxels", "flops", "parameters")
 FACTOR_COLUMNS = ("family", "size", "spatial_dims", "resolution", "sampler", "steps", "devices", "seed")
@@ -63,9 +65,29 @@ LEDGER_DTYPES: dict[str, str] = {
     "steps": "Int64",
     "devices": "Int64",
     "seed": "Int64",
+    "cpu_low_kwh": "Float64",
+    "cpu_high_kwh": "Float64",
+    "gpu_low_kwh": "Float64",
+    "gpu_high_kwh": "Float64",
+    "ram_low_kwh": "Float64",
+    "ram_high_kwh": "Float64",
+    "unseen_kwh": "Float64",  # at most, beyond what the sensors see; inside energy_high_kwh
     "startup_s": "Float64",
+    "startup_kwh": "Float64",  # of CPU time before the window; inside cpu_kwh
+    "metering_kwh": "Float64",  # of the recorder and CodeCarbon, beside energy_kwh
+    "cpu_s": "Float64",  # CPU seconds of the job's processes in the window
+    "node_kwh": "Float64",  # the whole node's energy in the window
+    "rest_kwh": "Float64",  # the part of node_kwh that no metered job and no meter owns
+    "psys_kwh": "Float64",  # RAPL's platform domain, which holds packages and more: for comparison only
+    "gpu_integral_kwh": "Float64",  # integrated power beside the energy counter
+    "gpu_utilisation_percent": "Float64",
+    "gpu_memory_gb": "Float64",  # highest sum over the job's GPUs
+    "gpu_detail": "string",  # JSON: the figures of each GPU by its UUID
+    "codecarbon_node_kwh": "Float64",  # what our meters read in CodeCarbon's own window, of what it reads
+    "images_resumed": "Int64",  # of images_seen, those of earlier attempts
     "warnings": "string",
     "attempt_id": "string",
+    "earlier_attempts": "string",  # ids of the attempts whose energy is in this row too
 }
 
 LEDGER_COLUMNS: tuple[str, ...] = tuple(LEDGER_DTYPES)
@@ -94,9 +116,9 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "Int64": (int,), "
 def is_measured(method: str | None) -> bool:
     """Whether a method reads a sensor.
 
-    `model:...` is an estimate; `none` means that the hardware is not present.
+    `model:...` is an estimate; `none` means that the hardware is not present, `simulated` that its watts were given.
     """
-    return bool(method) and method != "none" and not str(method).startswith("model:")
+    return bool(method) and method not in ("none", "simulated") and not str(method).startswith("model:")
 
 
 def utc_text(moment: datetime) -> str:
@@ -177,12 +199,12 @@ def read_record(path: str | Path) -> Record:
     return validate_record(loaded, str(path))
 
 
-def append_journal(path: str | Path, record: Mapping[str, Any]) -> None:
+def append_journal(path: str | Path, record: Mapping[str, Any], *, once: bool = False) -> None:
     """Append one attempt to the journal: locked, in one write, flushed to the disk before the lock is
     released.
 
-    A partial write (full disk) is taken back, so the journal never keeps half a line of ours. Raises
-    ValueError or OSError.
+    once: only if the journal has no line of this attempt yet. A partial write (full disk) is taken back, so
+    the journal never keeps half a line of ours. Raises ValueError or OSError.
     """
     path = Path(path)
     line = json.dumps(validate_record(record, str(path)), ensure_ascii=False, allow_nan=False).encode() + b"\n"
@@ -192,6 +214,8 @@ def append_journal(path: str | Path, record: Mapping[str, Any]) -> None:
         # flock and not lockf: POSIX locks belong to the process, so two threads would not exclude each other.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         size = os.fstat(descriptor).st_size
+        if once and json.dumps(record["attempt_id"]).encode() in os.pread(descriptor, size, 0):
+            return
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             line = b"\n" + line  # someone was killed half-way; only their line is lost
         try:
@@ -209,14 +233,15 @@ def append_journal(path: str | Path, record: Mapping[str, Any]) -> None:
 def read_journal(path: str | Path) -> list[Record]:
     """All attempts in the order they ended; no journal is an empty list.
 
-    Corrupt lines are skipped with a warning.
+    Corrupt lines are skipped with a warning. A later line of the same attempt corrects the earlier one: a job
+    that said "ok" was killed before its process had ended.
     """
     path = Path(path)
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    attempts: list[Record] = []
+    attempts: dict[str, Record] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -224,18 +249,9 @@ def read_journal(path: str | Path) -> list[Record]:
             loaded = json.loads(line)
             if not isinstance(loaded, dict):
                 raise ValueError("not a JSON object")
-            attempts.append(validate_record(loaded, f"{path}:{number}"))
+            attempt = validate_record(loaded, f"{path}:{number}")
+            attempts[attempt["attempt_id"]] = attempt
         except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
             reason = str(error).removeprefix(f"{path}:{number}: ")
             logger.warning("%s:%d: corrupt journal line skipped (%s)", path, number, reason)
-    return attempts
-
-
-def attempts_since_ok(attempts: Iterable[Mapping[str, Any]], stage: str, item: str) -> list[Mapping[str, Any]]:
-    """The attempts at (stage, item) after its last ok one, in order: what a next ok attempt has to account
-    for as waste."""
-    pending: list[Mapping[str, Any]] = []
-    for attempt in attempts:
-        if attempt["stage"] == stage and attempt["item"] == item:
-            pending = [] if attempt["outcome"] == "ok" else [*pending, attempt]
-    return pending
+    return list(attempts.values())

@@ -1,113 +1,130 @@
 """`with stage(snakemake) as metered:` meters the work of one rule; `with unmetered(snakemake):` is for
 accounting rules.
 
-Around the block: CodeCarbon opens, then our own window; both close in the opposite order. A block that ends
-well leaves trace, CodeCarbon's row, record and a journal line. A block that fails or is interrupted leaves
-only a journal line, one line on the terminal and its traceback in the log.
+The window is the block. It is metered by the node's recorder, a process beside the job (`emissions.recorder`), which
+knows what became of the job even if the job cannot say. A block that ends well leaves trace, CodeCarbon's row, record
+and a journal line. A block that fails or is interrupted leaves a journal line and its trace beside it, one line on
+the terminal and its traceback in the log.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
-import platform
 import sys
-import time
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
-
-from emissions import records
+from emissions import records, retries
+from emissions.attempt_file import read_attempt, trace_of, write_trace
+from emissions.client import Closed, RecorderLostError, Session, attempt_folders, job_of, runtime_folder
 from emissions.joblog import JobLog, log_path
-from emissions.meters import MeterSettings, codecarbon, open_meters
-from emissions.meters.codecarbon import CodeCarbonMeter
-from emissions.meters.model import cpu_model_name
-from emissions.meters.nvml import NvmlMeter
-from emissions.recorder import Component, Recorder, Recording, write_trace
-from emissions.signals import Signals, Terminated, signals_for_the_main_thread
+from emissions.lease import leased_gpus
+from emissions.meters import MeterSettings
+from emissions.meters.codecarbon import write_csv
+from emissions.signals import Signals, Terminated
 
 logger = logging.getLogger(__name__)
 
 FAILURE_STATUS = 2
 TEXT_FACTORS = ("family", "size", "sampler")
+COUNTS = (*records.WORK_COLUMNS, "images_resumed")
 
 
 class Metered:
     """What the block gets: a place to say what work was done."""
 
     def __init__(self) -> None:
-        self.counts: dict[str, int | None] = dict.fromkeys(records.WORK_COLUMNS)
+        self.counts: dict[str, int | None] = dict.fromkeys(COUNTS)
+        self.resumed_from: list[str] = []
 
-    def work(self, **counts: float | None) -> None:
-        """Set any of `images_seen, samples, voxels, flops, parameters`; a later call replaces an earlier
-        figure.
+    def work(self, *, resumed_from: Sequence[str] = (), **counts: float | None) -> None:
+        """Set any of `images_seen, samples, voxels, flops, parameters, images_resumed`; a later call replaces an
+        earlier figure.
 
-        Raises ValueError for other names and for values that are not whole numbers of at least 0.
+        Counts are of the finished work, whichever attempts did it. `resumed_from`: when the checkpoints were saved,
+        UTC, from which attempts went on; energy of an earlier attempt up to there is not waste.
+
+        Raises ValueError for other names, for values that are not whole numbers of at least 0, and for times without
+        a zone.
         """
         for name, value in counts.items():
             if name not in self.counts:
-                raise ValueError(f"work: {name!r} is not one of {', '.join(records.WORK_COLUMNS)}")
+                raise ValueError(f"work: {name!r} is not one of {', '.join(COUNTS)}")
             if value is not None and (not math.isfinite(value) or value < 0 or int(value) != value):
                 raise ValueError(f"work: {name} is {value!r}; expected a whole number of at least 0")
             self.counts[name] = None if value is None else int(value)
+        for moment in resumed_from:
+            records.parse_utc(moment)
+        self.resumed_from = list(resumed_from)
 
 
 class stage:  # noqa: N801 - reads as a statement where it is used
     """Meter the block as the stage `snakemake.rule` for the item named by the rule's single wildcard.
 
-    Uses `output.record`, `output.trace`, `output.codecarbon`, `params.plan`, `log[0]` and
-    `config["metering"]`. On failure of the block, or of writing what it metered, raises SystemExit(2); never
-    because a meter failed.
+    Uses `output.record`, `output.trace`, `output.codecarbon`, `params.plan`, `log[0]`, `threads`, `resources.gpu` and
+    `config["metering"]`. With `resources: gpu=N`, the block has N GPUs of its own (`emissions.lease`); with gpu=0 it
+    has none, and without it shares what is visible. On failure of the block, or of writing what it metered, raises
+    SystemExit(2); never because a meter failed.
     """
 
     def __init__(self, snakemake: Any) -> None:
         self._snakemake = snakemake
         self._metered = Metered()
+        self._gpus = contextlib.ExitStack()
 
     def __enter__(self) -> Metered:
         self._pid = os.getpid()
         self._log = JobLog(log_path(self._snakemake))
         try:
-            with signals_for_the_main_thread():
-                self._prepare()
-                self._recorder.start()
+            self._open()
         except Exception as error:
+            self._gpus.close()
             self._log.failure(str(self._snakemake.rule), error)
             self._log.close()
             raise SystemExit(FAILURE_STATUS) from None
         self._signals = Signals()
         return self._metered
 
-    def _prepare(self) -> None:
-        """Everything that takes time or can be wrong, before the window opens."""
-        self._stage, self._item = str(self._snakemake.rule), _item(self._snakemake)
-        self._factors = _factors(getattr(self._snakemake.params, "plan", None) or {})
-        output = self._snakemake.output
+    def _open(self) -> None:
+        """Everything that can be wrong, and the opening of the window last."""
+        snakemake = self._snakemake
+        self._name = f"{snakemake.rule} {_item(snakemake)}"
+        factors = _factors(getattr(snakemake.params, "plan", None) or {})
+        output = snakemake.output
         self._record_path, self._trace_path, self._codecarbon_path = (
-            Path(str(output.record)),
-            Path(str(output.trace)),
-            Path(str(output.codecarbon)),
+            Path(str(path)).absolute() for path in (output.record, output.trace, output.codecarbon)
         )
         self._journal_path = self._record_path.parents[3] / "emissions" / "journal.jsonl"
-        attempts = records.read_journal(self._journal_path)
-        self._attempts = 1 + len(records.attempts_since_ok(attempts, self._stage, self._item))
-        settings = MeterSettings.from_config(self._snakemake.config.get("metering") or {})
-        meters = open_meters(settings)
-        self._codecarbon = CodeCarbonMeter(
-            ram_w=settings.ram_w or codecarbon.default_ram_w(),
-            cpu_tdp_w=settings.cpu_tdp_w if meters.cpu.method != "rapl" else None,
-            gpu_indices=[gpu.index for gpu in meters.gpu.gpus] if isinstance(meters.gpu, NvmlMeter) else [],
-            longest_gap_s=meters.cpu.longest_gap_s,
+        self._folders = attempt_folders(self._journal_path)
+        settings = MeterSettings.from_config(snakemake.config.get("metering") or {})
+        retries.recover(self._journal_path, self._folders)
+        self._session = Session(settings)
+        wanted = snakemake.resources.get("gpu")
+        leased = self._lease(int(wanted or 0))
+        job = job_of(
+            stage=str(snakemake.rule),
+            item=_item(snakemake),
+            factors=factors,
+            journal=self._journal_path,
+            folders=self._folders,
+            cpus=snakemake.threads,
+            leased=leased,
+            no_gpu=wanted is not None and int(wanted) == 0,
         )
-        self._codecarbon.start()
-        self._recorder = Recorder(meters, settings.interval_s)
-        self._startup_s = max(time.time() - psutil.Process().create_time(), 0.0)
+        self._attempt_id = self._session.open(job)
+
+    def _lease(self, count: int) -> list[str]:
+        if count == 0 or not self._session.gpus:
+            return []
+        return self._gpus.enter_context(
+            leased_gpus(count, self._session.gpus, runtime_folder(), tell=self._log.tell)
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -118,82 +135,52 @@ class stage:  # noqa: N801 - reads as a statement where it is used
         try:
             if error is None:
                 error = _synchronise_gpus()
-            recording = self._recorder.stop()
-            self._codecarbon.stop()
-            error = self._save(recording, error)
+            error = self._close(error)
         finally:
+            self._gpus.close()
             self._signals.restore()
-        if error is not None:
-            self._log.failure(f"{self._stage} {self._item}", error)
-        else:
-            energy_wh = 1000 * (recording.energy_kwh or math.nan)
-            self._log.done(f"{self._stage} {self._item}: {recording.duration_s:.1f} s, {energy_wh:.3g} Wh")
-        self._log.close()
+            self._log.close()
         if error is not None:
             raise SystemExit(FAILURE_STATUS) from None
 
-    def _save(self, recording: Recording, error: BaseException | None) -> BaseException | None:
-        """Write what the outcome calls for, the record last but for its journal line; give the error that
-        stands."""
+    def _close(self, error: BaseException | None) -> BaseException | None:
+        """End the window and write what the outcome calls for; give the error that stands."""
+        try:
+            closed = self._session.close(_outcome(error), self._metered.counts)
+        except (RecorderLostError, OSError, ValueError) as failure:
+            self._log.failure(self._name, error or failure)
+            return error or failure
+        done = ""
         if error is None:
             try:
-                record = self._record(recording, "ok")
-                write_trace(self._trace_path, recording.trace)
-                self._codecarbon.write_csv(self._codecarbon_path)
-                records.write_record(self._record_path, record)
-                records.append_journal(self._journal_path, record)
-                return None
+                done = self._write(closed)
             except (OSError, ValueError) as failure:
                 error = failure
-        for path in (self._record_path, self._trace_path, self._codecarbon_path):
-            path.unlink(missing_ok=True)
-        outcome = "interrupted" if isinstance(error, (Terminated, KeyboardInterrupt)) else "failed"
-        try:
-            records.append_journal(self._journal_path, self._record(recording, outcome))
-        except (OSError, ValueError) as failure:
-            logger.warning("this attempt is not in the journal: %s", failure)
+        if error is not None:
+            for path in (self._record_path, self._trace_path, self._codecarbon_path):
+                path.unlink(missing_ok=True)
+        problem = self._session.saved(_outcome(error), closed.record, keep_trace=error is not None)
+        if problem:
+            logger.warning("%s", problem)
+        if error is not None:
+            self._log.failure(self._name, error)
+        else:
+            self._log.tell(done)
         return error
 
-    def _record(self, recording: Recording, outcome: str) -> records.Record:
-        gpus = recording.gpu.devices
-        return {
-            "stage": self._stage,
-            "item": self._item,
-            "attempts": self._attempts,
-            "outcome": outcome,
-            "started_at": records.utc_text(recording.started_at),
-            "ended_at": records.utc_text(recording.ended_at),
-            "duration_s": recording.duration_s,
-            "node": platform.node(),
-            "cpu_model": cpu_model_name(),
-            "gpu_model": " + ".join(dict.fromkeys(gpus)) or None,
-            "gpu_count": len(gpus),
-            "cpu_kwh": recording.cpu.energy_kwh,
-            "gpu_kwh": recording.gpu.energy_kwh,
-            "ram_kwh": recording.ram.energy_kwh,
-            "energy_kwh": recording.energy_kwh,
-            "energy_low_kwh": recording.energy_low_kwh,
-            "energy_high_kwh": recording.energy_high_kwh,
-            "cpu_method": recording.cpu.method,
-            "gpu_method": recording.gpu.method,
-            "ram_method": recording.ram.method,
-            "idle_kwh": recording.idle_kwh,
-            "wasted_kwh": 0.0 if outcome == "ok" else recording.energy_kwh,
-            "codecarbon_kwh": self._codecarbon.energy_kwh,
-            **self._metered.counts,
-            **self._factors,
-            "startup_s": self._startup_s,
-            "warnings": "; ".join([*recording.warnings, *self._codecarbon_warnings(recording)]),
-            "attempt_id": uuid.uuid4().hex,
-        }
-
-    def _codecarbon_warnings(self, recording: Recording) -> list[str]:
-        return self._codecarbon.warnings + self._codecarbon.disagreements(
-            duration_s=recording.duration_s,
-            cpu_j=_joules(recording.cpu),
-            cpu_is_rapl=recording.cpu.method == "rapl",
-            gpu_j=_joules(recording.gpu),
-        )
+    def _write(self, closed: Closed) -> str:
+        """Trace, CodeCarbon's row, and last the record, which holds the earlier attempts too; returns the line that
+        tells of it."""
+        earlier = retries.earlier_attempts(records.read_journal(self._journal_path), closed.record)
+        kept_kwh = retries.kept_kwh(earlier, self._metered.resumed_from, self._folders)
+        record = retries.merge(earlier, closed.record, kept_kwh)
+        write_trace(self._trace_path, trace_of(read_attempt(closed.file)) if closed.file else [])
+        write_csv(self._codecarbon_path, closed.codecarbon)
+        records.write_record(self._record_path, record)
+        line = f"{self._name}: {record['duration_s']:.1f} s, {1000 * record['energy_kwh']:.3g} Wh"
+        if earlier:
+            line += f" in {record['attempts']} attempts, {1000 * record['wasted_kwh']:.3g} Wh of it wasted"
+        return line
 
 
 @contextmanager
@@ -208,6 +195,14 @@ def unmetered(snakemake: Any) -> Iterator[None]:
         raise SystemExit(FAILURE_STATUS) from None
     finally:
         log.close()
+
+
+def _outcome(error: BaseException | None) -> str:
+    if error is None:
+        return "ok"
+    if isinstance(error, Terminated):
+        return "terminated"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
 
 
 def _synchronise_gpus() -> Exception | None:
@@ -242,7 +237,3 @@ def _factors(plan: Mapping[str, Any]) -> dict[str, Any]:
         else:
             factors[name] = str(value) if name in TEXT_FACTORS else int(value)
     return factors
-
-
-def _joules(part: Component) -> float | None:
-    return None if part.energy_kwh is None else part.energy_kwh * codecarbon.J_PER_KWH

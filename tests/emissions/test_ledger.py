@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emissions.ledger import collect_attempts, collect_ledger, read_ledger, write_ledger
-from emissions.records import LEDGER_COLUMNS, append_journal, write_record
+from emissions.records import LEDGER_COLUMNS, append_journal, read_journal, write_record
+from emissions.retries import earlier_attempts, merge
 from tests.emissions.studies import ENERGY_KWH, collect, items_of, make_plan, make_record, write_study
+from tests.emissions.test_retries import left_behind
 
 SMALL = {"dims": (2,), "resolutions": (32,), "sizes": ("nano",), "samplers": (("ddim", 50),)}
 
@@ -44,8 +46,9 @@ def ledger_with(tmp_path, plan, attempts, record):
     journal.unlink(missing_ok=True)
     for one in attempts:
         append_journal(journal, one)
-    write_record(path, record)
-    row = collect_ledger(plan, [path], journal).iloc[0]
+    # as `stage` writes it when the attempt ends
+    write_record(path, merge(earlier_attempts(read_journal(journal), record), record))
+    row = collect_ledger(plan, [path]).iloc[0]
     counted = collect_attempts(plan, [path], journal)
     assert counted["energy_kwh"].sum() == pytest.approx(row["energy_kwh"])
     assert len(counted) == row["attempts"]
@@ -81,7 +84,8 @@ def test_reading_back_gives_the_same_table(tmp_path, plan, study):
         tmp_path / "a.csv",
     )
     back = read_ledger(tmp_path / "l.csv")
-    columns = [column for column in LEDGER_COLUMNS if column != "warnings"]  # "" comes back as missing
+    empty = ("warnings", "earlier_attempts")  # "" comes back as missing
+    columns = [column for column in LEDGER_COLUMNS if column not in empty]
     pd.testing.assert_frame_equal(back[columns], ledger[columns])
 
 
@@ -144,7 +148,12 @@ def test_a_sum_with_an_unknown_part_is_unknown(tmp_path, plan):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["ok", "failed", "interrupted"]), st.floats(0, 10)), max_size=8))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["ok", "failed", "interrupted", "terminated", "killed"]), st.floats(0, 10)),
+        max_size=8,
+    )
+)
 def test_every_joule_of_the_journal_is_counted_by_one_record_only(tmp_path_factory, history):
     """The rows that successive ok attempts make over time add up to everything up to the last of them."""
     folder, plan = tmp_path_factory.mktemp("history"), make_plan(**SMALL)
@@ -162,9 +171,29 @@ def test_a_corrupt_journal_line_is_named_and_skipped(tmp_path, plan, study, capl
     lines = journal.read_text().splitlines()
     journal.write_text("\n".join([lines[0], lines[1][:40], *lines[2:]]) + "\n")
     with caplog.at_level(logging.WARNING):
-        ledger = collect_ledger(plan, study, journal)
+        attempts = collect_attempts(plan, study, journal)
     assert f"{journal}:2" in caplog.text
-    assert len(ledger) == len(study)
+    assert len(attempts) == len(study)  # the record tells of the attempt whose line is lost
+    assert attempts["energy_kwh"].sum() == pytest.approx(collect_ledger(plan, study)["energy_kwh"].sum())
+
+
+def test_an_earlier_attempt_whose_line_is_lost_is_named(tmp_path, plan, caplog):
+    earlier, ok = attempt(1, "killed", energy_kwh=0.5), attempt(2, "ok", energy_kwh=1.0)
+    path = tmp_path / f"results/models/{ok['item']}/emissions/train_diffusion.json"
+    write_record(path, merge([earlier], ok))
+    with caplog.at_level(logging.WARNING):
+        attempts = collect_attempts(plan, [path], tmp_path / "journal.jsonl")
+    assert "has no line of attempt attempt-1" in caplog.text
+    assert list(attempts["energy_kwh"]) == [1.5]  # nothing is lost: it is priced with the attempt that is known
+
+
+def test_collecting_recovers_what_no_recorder_could_end(tmp_path, study):
+    journal = tmp_path / "emissions/journal.jsonl"
+    lines = len(read_journal(journal))
+    left_behind(tmp_path / "emissions/attempts", journal)
+    for _ in range(2):
+        write_ledger(tmp_path / "plan.csv", study, journal, tmp_path / "l.csv", tmp_path / "a.csv")
+    assert [line["outcome"] for line in read_journal(journal)[lines:]] == ["killed"]
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"stage": "train_diffusion"}'])
@@ -174,35 +203,34 @@ def test_a_missing_or_corrupt_record_is_named(tmp_path, plan, study, content):
     else:
         study[3].write_text(content)
     with pytest.raises(ValueError) as error:
-        collect_ledger(plan, study, tmp_path / "emissions/journal.jsonl")
+        collect_ledger(plan, study)
     assert str(study[3]) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_record_of_another_stage_a_failed_one_and_a_second_one_are_refused(tmp_path, plan, study):
-    journal = tmp_path / "emissions/journal.jsonl"
     with pytest.raises(ValueError, match="second record"):
-        collect_ledger(plan, [*study, study[0]], journal)
+        collect_ledger(plan, [*study, study[0]])
     record = json.loads(study[5].read_text())
     study[5].write_text(json.dumps(record | {"outcome": "failed"}))
     with pytest.raises(ValueError, match="did not succeed"):
-        collect_ledger(plan, study, journal)
+        collect_ledger(plan, study)
     study[5].write_text(study[4].read_text())
     with pytest.raises(ValueError, match="is a record of"):
-        collect_ledger(plan, study, journal)
+        collect_ledger(plan, study)
 
 
 def test_a_record_that_is_not_of_the_plan_is_refused(tmp_path, study):
     other = make_plan(**SMALL | {"sizes": ("tiny",)})
     with pytest.raises(ValueError, match="the plan has no such model"):
-        collect_ledger(other, study, tmp_path / "emissions/journal.jsonl")
+        collect_ledger(other, study)
 
 
 def test_counts_stay_whole_and_very_many_flops_fit(tmp_path, plan):
     row = attempt(1, "ok", images_seen=120, flops=10**20)
     path = tmp_path / f"results/models/{row['item']}/emissions/train_diffusion.json"
     write_record(path, row)
-    ledger = collect_ledger(plan, [path], tmp_path / "none.jsonl")
+    ledger = collect_ledger(plan, [path])
     text = ledger.to_csv(index=False)
     assert ",120," in text
     assert ledger["flops"].iloc[0] == 1e20

@@ -1,141 +1,281 @@
+"""The recorder as a process: known watts, jobs side by side, and jobs that are killed."""
+
 from __future__ import annotations
 
+import os
+import random
+import signal
+import subprocess
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from emissions import recorder
-from emissions.meters import Meters
-from emissions.meters.base import J_PER_KWH, AbsentMeter
-from emissions.meters.nvml import open_nvml
-from emissions.meters.ram import ModelRamMeter
-from emissions.meters.rapl import RaplMeter
-from emissions.recorder import Recorder, Recording, write_trace
-from tests.standins.hardware import RaplTree, Stopwatch
+from emissions import records, retries
+from emissions.client import attempt_folders
+from emissions.meters.base import J_PER_KWH
+from tests.emissions import jobs
+from tests.standins.hardware import PowerProfile, RaplTree, fake_snakemake, standin_environment
+
+KILLS = 100
+WATTS = 250.0
 
 
-class Breaking:
-    """A meter whose driver dies after two readings."""
-
-    method = "rapl"
-    devices = ("CPU",)
-    longest_gap_s = float("inf")
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-        self._readings = 0
-
-    def start(self) -> None:
-        pass
-
-    def read_j(self) -> float:
-        self._readings += 1
-        if self._readings > 2:
-            raise RuntimeError("driver died")
-        return 10.0 * self._readings
-
-    def interval_j(self) -> tuple[float, float]:
-        return 10.0, 30.0
-
-    def idle_j(self) -> float | None:
-        return None
-
-    def close(self) -> None:
-        raise RuntimeError("driver is dead")
+@pytest.fixture
+def environment(nvml_folder: Path, runtime_folder: Path, tmp_path: Path) -> dict[str, str]:
+    """Of jobs on a machine with one stand-in GPU, no RAPL, and a recorder that is this test's alone."""
+    more = {"FAKE_NVML_WATTS": f"{WATTS:g}", "FOOTPRINT_POWERCAP": str(tmp_path / "none")}
+    return standin_environment(nvml_folder, FOOTPRINT_RUNTIME_DIR=str(runtime_folder), **more)
 
 
-def record(meters: Meters, seconds: float, interval_s: float = 0.1) -> Recording:
-    watch = Recorder(meters, interval_s)
-    watch.start()
-    time.sleep(seconds)
-    return watch.stop()
+def joules(record: Mapping[str, float], part: str) -> float:
+    return record[f"{part}_kwh"] * J_PER_KWH
 
 
-def test_known_watts_of_every_component(
-    gpus: pytest.MonkeyPatch, tmp_path: Path, advanced_on_read: Callable[[RaplTree], RaplTree]
+# --- known energy over a minute -----------------------------------------------------------------------------
+
+
+def real_gpus(count: int) -> PowerProfile:
+    """GPUs as they are: power in steps of seconds, a counter that advances every 100 ms, a reading that averages."""
+    dice = random.Random(count)
+    points = [[(float(s), dice.uniform(60, 400)) for s in range(0, 600, 3)] for _ in range(count)]
+    options = {"counter_update_ms": 100.0, "power_update_ms": 100.0, "power_average_ms": 25.0, "power_gain": 0.95}
+    return PowerProfile(points, time.monotonic(), options=options)
+
+
+def assert_known(record: Mapping[str, float], part: str, least_j: float, most_j: float) -> None:
+    """Within 0.5 % of an energy whose window is known to a few milliseconds."""
+    assert 0.995 * least_j <= joules(record, part) <= 1.005 * most_j, (least_j, joules(record, part), most_j)
+    assert record[f"{part}_low_kwh"] * J_PER_KWH <= most_j and record[f"{part}_high_kwh"] * J_PER_KWH >= least_j
+
+
+def test_within_half_a_percent_over_a_minute_on_one_and_four_gpus_and_with_rapl_that_wraps_every_second(
+    nvml_folder: Path, runtime_folder: Path, tmp_path: Path
 ) -> None:
-    advanced_on_read(RaplTree(tmp_path, package_w=(50.0,), dram_w=8.0, range_j=30.0))  # wraps every 0.6 s
-    meters = Meters(RaplMeter("package", tmp_path), open_nvml(), RaplMeter("dram", tmp_path))
-    recorder_, watch = Recorder(meters, 1.0), Stopwatch()
-    recorder_.start()
-    watch.opened()
-    time.sleep(1.5)
-    watch.closing()
-    recording = recorder_.stop()
-    for part, watts in ((recording.cpu, 50), (recording.gpu, 510), (recording.ram, 8), (recording, 568)):
-        assert part.energy_kwh is not None
-        watch.assert_joules(part.energy_kwh * J_PER_KWH, watts)
-    assert recording.energy_low_kwh < recording.energy_kwh < recording.energy_high_kwh
-    assert recording.idle_kwh is None  # counters do not tell
-    # on a busy machine the thread may wake late for a counter that wraps this often, and then says so
-    assert all("counters were not read for" in text for text in recording.warnings)
-    assert recording.ended_at - recording.started_at == timedelta(seconds=recording.duration_s)
+    running = {}
+    tree = RaplTree(tmp_path / "powercap", package_w=(30.0, 20.0), dram_w=8.0, range_j=30.0)
+    with tree:
+        for name, profile in {"one": real_gpus(1), "four": real_gpus(4)}.items():
+            folder = runtime_folder / name
+            folder.mkdir()
+            profile.write(tmp_path / f"{name}.txt")
+            environment = standin_environment(
+                nvml_folder,
+                FAKE_NVML_FILE=str(tmp_path / f"{name}.txt"),
+                FOOTPRINT_RUNTIME_DIR=str(folder),
+                FOOTPRINT_POWERCAP=str(tmp_path / "powercap") if name == "one" else str(tmp_path / "none"),
+            )
+            started_s = time.monotonic()
+            running[name] = profile, started_s, jobs.start_job(tmp_path, name, 60.0, environment=environment, threads=2)
+        told = {name: jobs.said(job) for name, (_, _, job) in running.items()}
+    for name, (profile, started_s, _) in running.items():
+        record, moments = jobs.record_of(tmp_path, name), told[name]
+        counters = range(len(profile.points))
+        least_j = sum(profile.joules(gpu, moments["opened_s"], moments["closing_s"]) for gpu in counters)
+        most_j = sum(profile.joules(gpu, started_s, moments["closed_s"]) for gpu in counters)
+        assert record["gpu_method"] == "nvml:energy-counter" and record["gpu_count"] == len(profile.points)
+        # start-up and end of the process bound the window, which the record's own length tells more closely
+        assert moments["closing_s"] - moments["opened_s"] <= record["duration_s"] <= moments["closed_s"] - started_s
+        slack_s = record["duration_s"] - (moments["closing_s"] - moments["opened_s"])
+        assert_known(record, "gpu", least_j, min(most_j, least_j + slack_s * 400 * len(profile.points)))
+    record = jobs.record_of(tmp_path, "one")
+    startup_j = joules(record, "startup")
+    assert record["cpu_method"] == "rapl"
+    assert joules(record, "cpu") - startup_j + joules(record, "metering") == pytest.approx(
+        50 * record["duration_s"], rel=0.005
+    )
+    assert joules(record, "ram") == pytest.approx(2 * 8 * record["duration_s"], rel=0.005)
+    assert joules(record, "psys") == pytest.approx(100 * record["duration_s"], rel=0.005)
 
 
-def test_the_trace_adds_up_to_the_energy(gpus: pytest.MonkeyPatch) -> None:
-    recording = record(Meters(AbsentMeter(), open_nvml(), ModelRamMeter(20.0)), 0.73)
-    assert 6 <= len(recording.trace) <= 8
-    before, joules = recording.started_at, 0.0
-    for row in recording.trace:
-        assert row.gpu_w == pytest.approx(510, rel=0.02) and row.ram_w == pytest.approx(20, rel=0.02)
-        joules += (row.gpu_w or 0) * (row.time - before).total_seconds()
-        before = row.time
-    assert joules == pytest.approx((recording.gpu.energy_kwh or 0) * J_PER_KWH, rel=1e-4)
-    assert abs((recording.ended_at - before).total_seconds()) < 0.01
+# --- side by side -------------------------------------------------------------------------------------------
 
 
-def test_a_window_shorter_than_the_interval_has_one_row() -> None:
-    recording = record(Meters(AbsentMeter(), AbsentMeter(), ModelRamMeter(20.0)), 0.05, interval_s=1.0)
-    assert len(recording.trace) == 1
-    assert recording.ram.energy_kwh == pytest.approx(20 * recording.duration_s / J_PER_KWH, rel=0.1)
-    assert recording.idle_kwh == recording.energy_kwh
+@pytest.mark.parametrize("count", [2, 8])
+def test_jobs_side_by_side_sum_to_the_node(environment: dict[str, str], tmp_path: Path, count: int) -> None:
+    witness = jobs.start_job(tmp_path, "witness", 6.0, environment=environment)
+    jobs.wait_until_open(witness)
+    running = []
+    for number in range(count):
+        load = (number + 1) / (2 * count)
+        running.append(
+            jobs.start_job(tmp_path, f"job-{number}", 2.0, environment=environment, load=load, interval_s=0.5)
+        )
+        time.sleep(0.1)
+    assert [job.wait(60) for job in [*running, witness]] == [0] * (count + 1)
+    whole = jobs.record_of(tmp_path, "witness")
+    shares = [whole, *(jobs.record_of(tmp_path, f"job-{number}") for number in range(count))]
+    owned_kwh = sum(r["energy_kwh"] - r["startup_kwh"] + r["metering_kwh"] for r in shares) + whole["rest_kwh"]
+    assert owned_kwh == pytest.approx(whole["node_kwh"], rel=1e-9)
+    # the node, by its one GPU of known watts, which all jobs see, and the constants of memory and CPU
+    assert sum(joules(r, "gpu") for r in shares) == pytest.approx(WATTS * whole["duration_s"], rel=0.01)
+    most, least = shares[-1], shares[1]
+    assert most["cpu_s"] > 1.3 * least["cpu_s"] and most["cpu_kwh"] > least["cpu_kwh"]
 
 
-def test_a_meter_that_dies_becomes_one_warning() -> None:
-    recording = record(Meters(Breaking(), AbsentMeter(), ModelRamMeter(20.0)), 0.5)
-    assert recording.cpu.energy_kwh == pytest.approx(20 / J_PER_KWH)
-    assert [text for text in recording.warnings if "driver died" in text] == [recording.warnings[0]]
-    assert recording.ram.energy_kwh == pytest.approx(20 * recording.duration_s / J_PER_KWH, rel=0.1)
+def test_one_recorder_serves_all_jobs_and_leaves_after_the_last(
+    environment: dict[str, str], runtime_folder: Path, tmp_path: Path
+) -> None:
+    started = [jobs.start_job(tmp_path, f"job-{number}", 3.0, environment=environment) for number in range(4)]
+    for job in started:
+        jobs.wait_until_open(job)
+    assert len(jobs.recorders(runtime_folder)) == 1
+    assert [job.wait(30) for job in started] == [0] * 4
+    jobs.wait_for_no_recorder(runtime_folder)
+    assert not list(runtime_folder.glob("*.sock"))
 
 
-def test_unknown_energy_is_none_and_not_zero() -> None:
-    unread = AbsentMeter("an AMD GPU is present and is not metered")
-    recording = record(Meters(AbsentMeter(), unread, ModelRamMeter(20.0)), 0.25)
-    assert recording.gpu.energy_kwh is None and recording.idle_kwh is None
-    assert {row.gpu_w for row in recording.trace} == {None}
-    assert recording.warnings == ("an AMD GPU is present and is not metered",)
+# --- killed -------------------------------------------------------------------------------------------------
 
 
-def test_a_clock_that_is_set_changes_no_energy(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock(datetime):
-        shift = timedelta(0)
-
-        @classmethod
-        def now(cls, tz: Any = None) -> Any:
-            return datetime.now(UTC) + cls.shift
-
-    monkeypatch.setattr(recorder, "datetime", Clock)
-    watch = Recorder(Meters(AbsentMeter(), AbsentMeter(), ModelRamMeter(20.0)), 0.1)
-    watch.start()
-    Clock.shift = timedelta(hours=-1)
-    time.sleep(0.2)
-    recording = watch.stop()
-    assert 0.2 <= recording.duration_s < 1
-    assert recording.ended_at > recording.started_at
-    assert "clock was set by -3600 s" in recording.warnings[0]
+def energies(lines: list[records.Record]) -> float:
+    return sum(line["energy_kwh"] for line in lines)
 
 
-def test_the_trace_is_parquet_with_utc_times_and_nulls(tmp_path: Path) -> None:
-    recording = record(Meters(AbsentMeter(), AbsentMeter("unread"), ModelRamMeter(20.0)), 0.3)
-    path = tmp_path / "stage.power.parquet"
-    write_trace(path, recording.trace)
-    table = pq.read_table(path)
-    assert table.column_names == ["time", "cpu_w", "gpu_w", "ram_w"]
-    assert str(table.schema.field("time").type) == "timestamp[us, tz=UTC]"
-    assert table["gpu_w"].null_count == table.num_rows == len(recording.trace)
-    assert table["time"].to_pylist() == [row.time for row in recording.trace]
+def test_a_killed_job_loses_at_most_one_sample(
+    environment: dict[str, str], runtime_folder: Path, tmp_path: Path
+) -> None:
+    job = jobs.start_job(tmp_path, "killed", 60.0, environment=environment, interval_s=0.2)
+    opened_s = jobs.wait_until_open(job)
+    time.sleep(1.1)
+    job.kill()
+    killed_s = time.monotonic()
+    job.wait()
+    jobs.wait_for_no_recorder(runtime_folder)
+    (line,) = jobs.journal_of(tmp_path)
+    assert line["outcome"] == "killed" and line["wasted_kwh"] == line["energy_kwh"] > 0
+    assert line["duration_s"] >= killed_s - opened_s - 0.2
+    assert joules(line, "gpu") == pytest.approx(WATTS * line["duration_s"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("number", "outcome"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted"), (signal.SIGKILL, "killed")]
+)
+def test_the_signal_that_ended_a_job_is_its_outcome(
+    environment: dict[str, str], runtime_folder: Path, tmp_path: Path, number: signal.Signals, outcome: str
+) -> None:
+    job = jobs.start_job(tmp_path, "stopped", 60.0, environment=environment)
+    jobs.wait_until_open(job)
+    job.send_signal(number)
+    job.wait()
+    jobs.wait_for_no_recorder(runtime_folder)
+    assert [line["outcome"] for line in jobs.journal_of(tmp_path)] == [outcome]
+
+
+def kill_at_random(results: Path, environment: Mapping[str, str], item: str, after_s: float) -> None:
+    """Start a job of a quarter of a second and kill it so long after its birth, if it has not ended by then."""
+    job = jobs.start_job(results, item, 0.25, environment=environment)
+    try:
+        job.wait(after_s)
+    except subprocess.TimeoutExpired:
+        job.kill()
+    job.communicate()
+    if job.returncode:
+        for path in fake_snakemake(results, item).output:  # as Snakemake does after a job that failed
+            Path(path).unlink(missing_ok=True)
+
+
+def test_no_record_is_lost_or_doubled_by_a_hundred_kills_at_random_instants(
+    environment: dict[str, str], runtime_folder: Path, tmp_path: Path
+) -> None:
+    items = [f"item-{number}" for number in range(4)]
+
+    def torment(place: int) -> None:
+        dice, whole_s = random.Random(place), 3.0
+        for round_ in range(KILLS // len(items)):
+            begun_s = time.monotonic()
+            kill_at_random(tmp_path, environment, items[place], 60.0 if round_ == 0 else dice.uniform(0, 1.1 * whole_s))
+            whole_s = time.monotonic() - begun_s if round_ == 0 else whole_s  # of a job that nobody kills
+
+    with ThreadPoolExecutor(len(items)) as pool:
+        list(pool.map(torment, range(len(items))))
+    jobs.wait_for_no_recorder(runtime_folder)
+    lines = jobs.journal_of(tmp_path)
+    assert len({line["attempt_id"] for line in lines}) == len(lines) > KILLS // 4
+    assert {"killed", "ok"} <= {line["outcome"] for line in lines}
+    files = [path for folder in attempt_folders(jobs.journal_path(tmp_path)) for path in folder.glob("*.jsonl")]
+    told = {path.stem for path in files}
+    assert told <= {line["attempt_id"] for line in lines}, "an attempt that was opened is not in the journal"
+    assert retries.recover(jobs.journal_path(tmp_path), attempt_folders(jobs.journal_path(tmp_path))) == 0
+    for item in items:
+        assert jobs.start_job(tmp_path, item, 0.1, environment=environment).wait(60) == 0
+        record = jobs.record_of(tmp_path, item)
+        mine = [line for line in jobs.journal_of(tmp_path) if line["item"] == item]
+        final = next(line for line in mine if line["attempt_id"] == record["attempt_id"])
+        succeeded = [place for place, line in enumerate(mine) if line["outcome"] == "ok" and line is not final]
+        since = mine[succeeded[-1] + 1 if succeeded else 0 :]
+        assert record["attempts"] == len(since)
+        assert record["energy_kwh"] == pytest.approx(energies(since), rel=1e-12)
+        assert record["wasted_kwh"] == pytest.approx(energies(since) - final["energy_kwh"], rel=1e-9, abs=1e-15)
+
+
+def test_an_attempt_whose_recorder_was_killed_with_it_is_rebuilt_from_its_file(
+    environment: dict[str, str], runtime_folder: Path, tmp_path: Path
+) -> None:
+    journal = jobs.journal_path(tmp_path)
+    for number in range(5):
+        job = jobs.start_job(tmp_path, f"item-{number}", 60.0, environment=environment, interval_s=0.1)
+        opened_s = jobs.wait_until_open(job)
+        time.sleep(random.Random(number).uniform(0.3, 0.7))
+        (recorder,) = jobs.recorders(runtime_folder)
+        for pid in (recorder.pid, job.pid):  # as the end of a cgroup
+            os.kill(pid, signal.SIGKILL)
+        killed_s = time.monotonic()
+        job.wait()
+        jobs.wait_for_no_recorder(runtime_folder)
+        assert len(records.read_journal(journal)) == number
+        assert retries.recover(journal, attempt_folders(journal)) == 1
+        assert retries.recover(journal, attempt_folders(journal)) == 0
+        line = records.read_journal(journal)[-1]
+        assert (line["item"], line["outcome"]) == (f"item-{number}", "killed")
+        assert killed_s - opened_s - 0.35 <= line["duration_s"] <= killed_s - opened_s + 0.2
+        assert joules(line, "gpu") == pytest.approx(WATTS * line["duration_s"], rel=0.05, abs=0.1 * WATTS)
+
+
+def test_a_job_whose_recorder_dies_ends_well_with_what_was_read(
+    environment: dict[str, str], runtime_folder: Path, tmp_path: Path
+) -> None:
+    job = jobs.start_job(tmp_path, "orphan", 2.0, environment=environment, interval_s=0.1)
+    jobs.wait_until_open(job)
+    time.sleep(0.8)
+    (recorder,) = jobs.recorders(runtime_folder)
+    recorder.kill()
+    assert job.wait(30) == 0
+    record = jobs.record_of(tmp_path, "orphan")
+    assert record["outcome"] == "ok" and 0.5 < record["duration_s"] < 1.5
+    assert "recorder was gone" in record["warnings"]
+    assert [line["attempt_id"] for line in jobs.journal_of(tmp_path)] == [record["attempt_id"]]
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_no_job_and_loses_no_reading(
+    environment: dict[str, str], runtime_folder: Path, full_disk: Path
+) -> None:
+    job = jobs.start_job(full_disk, "full", 5.0, environment=environment, interval_s=0.1)
+    jobs.wait_until_open(job)
+    filler = full_disk / "filler"
+    with filler.open("wb", buffering=0) as stream:
+        try:
+            while True:
+                stream.write(b"x" * 512)
+        except OSError:
+            pass
+    time.sleep(3.5)  # a file's last page has room for some lines yet
+    filler.unlink()
+    assert job.wait(30) == 0
+    record = jobs.record_of(full_disk, "full")
+    assert record["outcome"] == "ok" and "No space left" in record["warnings"]
+    trace = pq.read_table(fake_snakemake(full_disk, "full").output.trace).to_pydict()
+    assert len(trace["time"]) >= 45  # the readings of the time when nothing could be written, too

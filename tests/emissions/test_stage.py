@@ -15,21 +15,26 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from codecarbon import OfflineEmissionsTracker
 
-from emissions import records
+from emissions import client, records
 from emissions import stage as stage_module
+from emissions.attempt_file import now_utc
 from emissions.meters.base import J_PER_KWH
 from emissions.stage import Metered, stage, unmetered
 from tests.standins.hardware import Named, fake_snakemake, standin_environment
 
-pytestmark = pytest.mark.usefixtures("no_sensors")
+pytestmark = pytest.mark.usefixtures("no_sensors", "runtime_folder")
 
 ITEM = "unet-nano-ct-2d-64-x1-s0"
 
 
 def journal_of(results: Path) -> list[records.Record]:
     return records.read_journal(results / "emissions" / "journal.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def _startup_of_pytest_is_no_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_startup_counted", True)
 
 
 def outputs_of(snakemake: Any) -> list[Path]:
@@ -48,10 +53,12 @@ def test_a_stage_leaves_record_trace_row_and_journal_line(tmp_path: Path) -> Non
     assert (record["family"], record["resolution"], record["sampler"]) == ("unet", 64, None)
     assert (record["cpu_method"], record["gpu_method"]) == ("model:load x TDP", "none")
     assert (record["gpu_kwh"], record["gpu_count"], record["gpu_model"]) == (0.0, 0, None)
-    assert record["energy_kwh"] == record["cpu_kwh"] + record["ram_kwh"] > 0
-    assert 0 < record["idle_kwh"] <= record["energy_kwh"]
+    assert record["energy_kwh"] == pytest.approx(record["cpu_kwh"] + record["ram_kwh"]) and record["energy_kwh"] > 0
+    assert 0 < record["idle_kwh"] <= record["energy_kwh"] <= record["node_kwh"] * (1 + 1e-9)
     assert record["codecarbon_kwh"] > 0 and record["warnings"] == ""
-    assert record["duration_s"] == pytest.approx(0.6, abs=0.2) and record["startup_s"] > 0
+    assert record["duration_s"] == pytest.approx(0.6, abs=0.2) and record["startup_kwh"] == 0
+    assert record["energy_low_kwh"] < record["energy_kwh"] < record["energy_kwh"] + record["unseen_kwh"]
+    assert record["energy_kwh"] + record["unseen_kwh"] < record["energy_high_kwh"]
     ended = records.parse_utc(record["ended_at"]) - records.parse_utc(record["started_at"])
     assert ended.total_seconds() == pytest.approx(record["duration_s"], abs=0.002)
     assert journal_of(tmp_path) == [record]
@@ -88,11 +95,43 @@ def test_attempts_count_since_the_last_ok_one(tmp_path: Path) -> None:
         if fails:
             with pytest.raises(SystemExit), stage(snakemake):
                 raise RuntimeError("out of memory")
-        else:
-            with stage(snakemake):
-                pass
-        assert journal_of(tmp_path)[-1]["attempts"] == expected
+            continue
+        with stage(snakemake):
+            pass
+        record = records.read_record(snakemake.output.record)
+        attempts = journal_of(tmp_path)[-expected:]
+        assert record["attempts"] == expected
+        assert record["energy_kwh"] == pytest.approx(sum(line["energy_kwh"] for line in attempts))
+        assert record["wasted_kwh"] == pytest.approx(sum(line["energy_kwh"] for line in attempts[:-1]))
+        assert record["earlier_attempts"].split() == [line["attempt_id"] for line in attempts[:-1]]
     assert len({line["attempt_id"] for line in journal_of(tmp_path)}) == 4
+
+
+def test_the_line_that_tells_of_a_stage_tells_of_its_waste(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    snakemake = fake_snakemake(tmp_path)
+    with pytest.raises(SystemExit), stage(snakemake):
+        raise RuntimeError("out of memory")
+    capsys.readouterr()
+    with stage(snakemake):
+        pass
+    assert re.fullmatch(
+        r"train_diffusion \S+: [\d.]+ s, [\d.e-]+ Wh in 2 attempts, [\d.e-]+ Wh of it wasted\n", capsys.readouterr().err
+    )
+
+
+def test_work_up_to_the_checkpoint_that_was_resumed_from_is_not_waste(tmp_path: Path) -> None:
+    snakemake = fake_snakemake(tmp_path)
+    with pytest.raises(SystemExit), stage(snakemake):
+        time.sleep(0.5)
+        saved_at = records.utc_text(now_utc())
+        time.sleep(0.5)
+        raise RuntimeError("out of memory")
+    with stage(snakemake) as metered:
+        metered.work(images_seen=100, images_resumed=40, resumed_from=[saved_at])
+    record = records.read_record(snakemake.output.record)
+    (killed, _) = journal_of(tmp_path)
+    assert record["wasted_kwh"] == pytest.approx(killed["energy_kwh"] / 2, rel=0.2)
+    assert (record["images_seen"], record["images_resumed"]) == (100, 40)
 
 
 def test_an_unexpected_error_is_named_with_its_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,32 +172,79 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert [line["outcome"] for line in journal_of(tmp_path)] == ["failed"]
 
 
-def test_no_meter_failure_reaches_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: Any, **kwargs: Any) -> None:
-        raise RuntimeError("sensor on fire")
-
-    monkeypatch.setattr(OfflineEmissionsTracker, "start", broken)
-    monkeypatch.setattr("emissions.meters.model.ModelCpuMeter.read_j", broken)
+def test_no_recorder_at_all_is_a_job_that_is_metered_from_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("FOOTPRINT_RUNTIME_DIR", str(file / "below"))  # no socket can be made there
     snakemake = fake_snakemake(tmp_path)
     with stage(snakemake):
-        time.sleep(0.2)
+        time.sleep(0.5)
     record = records.read_record(snakemake.output.record)
-    assert record["codecarbon_kwh"] is None and record["ram_kwh"] > 0
-    assert record["warnings"].count("sensor on fire") == 2
+    assert record["outcome"] == "ok" and record["ram_kwh"] > 0 and record["metering_kwh"] == 0
+    assert [line["attempt_id"] for line in journal_of(tmp_path)] == [record["attempt_id"]]
+    assert "metered from inside" in capsys.readouterr().err
 
 
-def test_a_codecarbon_that_counts_twice_is_in_the_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop = OfflineEmissionsTracker.stop
-
-    def racing_stop(tracker: Any) -> Any:
-        tracker._do_measurements()
-        return stop(tracker)
-
-    monkeypatch.setattr(OfflineEmissionsTracker, "stop", racing_stop)
+def test_a_journal_that_cannot_be_written_is_a_warning_and_made_good_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = tmp_path / "emissions" / "journal.jsonl"
+    journal.mkdir(parents=True)  # a folder in the journal's place refuses every line
     snakemake = fake_snakemake(tmp_path)
+    with pytest.raises(SystemExit), stage(snakemake):
+        raise RuntimeError("out of memory")
+    assert "not in the journal yet" in capsys.readouterr().err
+    journal.rmdir()
+    assert not journal_of(tmp_path)
+    (file,) = (tmp_path / "emissions" / "attempts").iterdir()
+    header = json.loads(file.read_text().splitlines()[0])
+    assert header["pid"] == os.getpid()  # this process lives: only its end makes the attempt everyone's
     with stage(snakemake):
-        time.sleep(0.6)
-    assert "CodeCarbon's RAM energy" in records.read_record(snakemake.output.record)["warnings"]
+        pass
+    assert len(journal_of(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("resources", "expected"), [({"gpu": 1}, 1), ({"gpu": 0}, 0), ({}, 2)])
+def test_a_rule_has_the_gpus_that_its_resources_say(
+    tmp_path: Path, nvml_folder: Path, resources: dict[str, int], expected: int
+) -> None:
+    job = """
+import os, sys, time
+from pathlib import Path
+from emissions.stage import stage
+from tests.standins.hardware import Named, fake_snakemake
+resources = dict(pair.split("=") for pair in sys.argv[2:])
+with stage(fake_snakemake(Path(sys.argv[1]), resources=Named(**resources))):
+    print(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    time.sleep(0.5)
+print(os.environ.get("CUDA_VISIBLE_DEVICES"))
+"""
+    command = [sys.executable, "-c", job, str(tmp_path), *(f"{name}={value}" for name, value in resources.items())]
+    environment = standin_environment(nvml_folder, FAKE_NVML_WATTS="250,260")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    record = records.read_record(fake_snakemake(tmp_path).output.record)
+    assert record["gpu_count"] == expected
+    watts = {0: 0.0, 1: 250.0, 2: 510.0}[expected]
+    assert record["gpu_kwh"] * J_PER_KWH == pytest.approx(watts * record["duration_s"], rel=0.02)
+    assert done.stdout.splitlines()[0].startswith("GPU-00000000") is (expected == 1)
+    assert done.stdout.splitlines()[1] == "None"
+
+
+def test_fewer_gpus_than_asked_for_is_one_line_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(client.Session, "gpus", [{"index": 0, "uuid": "GPU-0", "model": "one"}], raising=False)
+    monkeypatch.setattr(client.Session, "__setattr__", _all_but_gpus)
+    with pytest.raises(SystemExit), stage(fake_snakemake(tmp_path, resources=Named(gpu=2))):
+        raise AssertionError("the work must not start")
+    assert "resources gpu=2: this machine has 1" in capsys.readouterr().err
+
+
+def _all_but_gpus(session: Any, name: str, value: Any) -> None:
+    if name != "gpus":
+        object.__setattr__(session, name, value)
 
 
 def test_logging_goes_to_the_log_and_warnings_to_the_terminal_too(
@@ -265,22 +351,48 @@ with stage(fake_snakemake(Path(sys.argv[1]))) as metered:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_job_is_in_the_journal(tmp_path: Path, nvml_folder: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "outcome"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")])
+def test_an_interrupted_job_is_in_the_journal(
+    tmp_path: Path, nvml_folder: Path, number: signal.Signals, outcome: str
+) -> None:
     command = [sys.executable, "-c", JOB, str(tmp_path), "60"]
     environment = standin_environment(nvml_folder)
     with subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
         assert job.stdout is not None and job.stdout.readline() == "open\n"
         time.sleep(0.3)
         job.send_signal(number)
+        time.sleep(0.01)
         job.send_signal(signal.SIGTERM)  # the second one, impatient, must not cost the line
         _, errors = job.communicate(timeout=20)
     assert job.returncode == 2
     assert errors.count("\n") == 1 and errors.startswith("error: train_diffusion")
     (line,) = journal_of(tmp_path)
-    assert (line["outcome"], line["images_seen"]) == ("interrupted", 7)
+    assert (line["outcome"], line["images_seen"]) == (outcome, 7)
     assert line["wasted_kwh"] == line["energy_kwh"] > 0 and line["duration_s"] >= 0.25
     assert not any(path.exists() for path in outputs_of(fake_snakemake(tmp_path)))
+    (trace,) = (tmp_path / "emissions" / "attempts").iterdir()  # stays, for what was kept of the attempt
+    assert trace.stem == line["attempt_id"]
+
+
+def test_imports_before_the_window_are_counted_once(tmp_path: Path, nvml_folder: Path) -> None:
+    job = """
+import sys, time
+from pathlib import Path
+used_s = time.process_time()
+while time.process_time() - used_s < 0.5:
+    pass
+from emissions.stage import stage
+from tests.standins.hardware import fake_snakemake
+for item in ("first", "second"):
+    with stage(fake_snakemake(Path(sys.argv[1]), item)):
+        time.sleep(0.2)
+"""
+    environment = standin_environment(nvml_folder)
+    subprocess.run([sys.executable, "-c", job, str(tmp_path)], env=environment, check=True, capture_output=True)
+    first, second = (records.read_record(fake_snakemake(tmp_path, item).output.record) for item in ("first", "second"))
+    assert first["startup_s"] > 0.5 and first["startup_kwh"] > 0
+    assert first["cpu_kwh"] > first["startup_kwh"] and first["energy_high_kwh"] > first["energy_kwh"]
+    assert (second["startup_s"], second["startup_kwh"]) == (0, 0)
 
 
 def test_a_whole_job_on_two_gpus(tmp_path: Path, nvml_folder: Path) -> None:
@@ -296,6 +408,9 @@ def test_a_whole_job_on_two_gpus(tmp_path: Path, nvml_folder: Path) -> None:
     assert (record["gpu_count"], record["gpu_model"]) == (2, "Stand-in GPU")
     assert record["gpu_method"] == "nvml:energy-counter" and record["idle_kwh"] is None
     assert record["energy_low_kwh"] < record["energy_kwh"] < record["energy_high_kwh"]
+    detail = json.loads(record["gpu_detail"])
+    assert [gpu["device_j"] for gpu in detail] == pytest.approx([joules * 250 / 510, joules * 260 / 510], rel=0.01)
+    assert [gpu["integral_j"] for gpu in detail] == pytest.approx([gpu["device_j"] for gpu in detail], rel=0.02)
     with Path(snakemake.output.codecarbon).open(newline="") as stream:
         row = next(csv.DictReader(stream))
     assert float(row["gpu_energy"]) * J_PER_KWH == pytest.approx(510 * float(row["duration"]), rel=0.01, abs=0.25 * 510)

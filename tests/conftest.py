@@ -1,0 +1,32 @@
+"""Every test that meters has a recorder of its own, and none of them a user's."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+def _folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="footprint-", dir="/tmp"))  # a socket's path has at most 107 bytes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _runtime_of_the_session() -> Iterator[None]:
+    folder = _folder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOOTPRINT_RUNTIME_DIR", str(folder))
+        yield
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def runtime_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder where only the jobs of one test find each other."""
+    folder = _folder()
+    monkeypatch.setenv("FOOTPRINT_RUNTIME_DIR", str(folder))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
