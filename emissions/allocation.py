@@ -11,7 +11,7 @@ import pandas as pd
 from emissions.phases import phase_of
 
 EXTENSIVE_COLUMNS = (
-    "duration_s", "energy_kwh", "energy_low_kwh", "energy_high_kwh", "wasted_kwh",
+    "duration_s", "energy_kwh", "energy_low_kwh", "energy_high_kwh", "wasted_kwh", "startup_kwh", "metering_kwh",
     "emissions_g", "emissions_low_g", "emissions_high_g",
 )  # fmt: skip
 

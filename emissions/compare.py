@@ -64,8 +64,9 @@ def by_sampler(shares: pd.DataFrame) -> pd.DataFrame:
 def by_stage(shares: pd.DataFrame) -> pd.DataFrame:
     """A row per stage and spatial_dims, in the study's order; `share_percent` is of the study's energy.
 
-    Per sample: this stage's energy over all samples of the dimension. The ratio is to the smallest stage of
-    the dimension.
+    `wasted_kwh` and `startup_kwh` are inside `energy_kwh`, `metering_kwh` is beside it; each is unknown as soon
+    as one of its rows is. Per sample: this stage's energy over all samples of the dimension. The ratio is to the
+    smallest stage of the dimension.
     """
     stages = {stage: place for place, stage in enumerate(dict.fromkeys(shares["stage"]))}
     samples = shares.groupby("spatial_dims")["samples"].sum()
@@ -82,7 +83,8 @@ def by_stage(shares: pd.DataFrame) -> pd.DataFrame:
                 "items": group["item"].nunique(),
                 "runs": group["run"].nunique(),
                 "duration_s": group["duration_s"].sum(),
-                "wasted_kwh": group["wasted_kwh"].sum(),
+                # A sum with an unknown part would pass for a whole one.
+                **{column: group[column].sum(skipna=False) for column in ("wasted_kwh", "startup_kwh", "metering_kwh")},
                 "share_percent": 100 * _over(totals["energy_kwh"], shares["energy_kwh"].sum()),
                 **totals,
                 "samples": int(samples[dims]),

@@ -16,6 +16,7 @@ import pandas as pd
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from emissions.charts import Section
 from emissions.compare import EXTRAPOLATED_SAMPLES
 from emissions.equivalents import CAR_G_PER_KM, CAR_SOURCE, car_km
 from emissions.figures.theme import (
@@ -36,8 +37,9 @@ from emissions.grid.intensity import CREDIT
 from emissions.grid.zones import find_zone
 from emissions.ledger import read_ledger
 from emissions.phases import phase_of
-from emissions.sections import Section, all_sections
+from emissions.sections import all_sections
 from emissions.tables import read_table
+from emissions.waste import early_count
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ COMPARISONS = (
 )
 MAX_BYTES = 7_000_000
 _MONTHS = month_name[1:]
+_NO_WASTE = "no attempt ended early"
 
 
 def build_dashboard(
@@ -69,7 +72,7 @@ def build_dashboard(
     """Write the page.
 
     Args:
-        tables_dir: `results/emissions`, with ledger.csv, priced.csv and the comparisons.
+        tables_dir: `results/emissions`, with ledger.csv, attempts.csv, priced.csv and the comparisons.
         plan: plan.csv, one row a run.
         cohorts: `results/cohorts/{cohort}/cohort.json` of each cohort.
         pictures: `results/runs/{run}/samples.png` of each run.
@@ -82,6 +85,7 @@ def build_dashboard(
     folder = Path(tables_dir)
     tables = {name: read_table(folder / f"{name}.csv") for name in COMPARISONS}
     tables["ledger"] = read_ledger(folder / "ledger.csv")
+    tables["attempts"] = read_table(folder / "attempts.csv", required=("stage", "outcome", "energy_kwh"))
     priced = read_ledger(folder / "priced.csv")
     if priced.empty:
         raise ValueError(f"{folder / 'priced.csv'}: has no rows; run the study first")
@@ -240,13 +244,14 @@ def _cards(priced: pd.DataFrame) -> list[dict[str, str]]:
         return f"{text(low)} to {text(high)}"
 
     energy_kwh, grams = float(priced["energy_kwh"].sum()), float(priced["emissions_g"].sum())
-    wasted_kwh = float(priced["wasted_kwh"].sum())
-    waste = f"failed attempts: {energy_text(wasted_kwh)}" if wasted_kwh > 0 else "no attempt failed"
+    early = early_count(priced)
+    wasted = f"{plural(early, 'attempt')} ended early: {energy_text(float(priced['wasted_kwh'].sum()))} wasted"
     rows = (
         ("energy", "Energy", energy_text(energy_kwh), spread(energy_text, "energy", "kwh")),
         ("emissions", "Emissions, CO₂e", mass_text(grams), spread(mass_text, "emissions", "g")),
         ("car", "As far by car", distance_text(car_km(grams)), f"at {CAR_G_PER_KM:g} g of CO₂ a kilometre"),
-        ("time", "Metered time", duration_text(float(priced["duration_s"].sum())), waste),
+        # Jobs that ran side by side are added up.
+        ("time", "Time of all jobs", duration_text(float(priced["duration_s"].sum())), wasted if early else _NO_WASTE),
     )
     return [{"id": key, "name": name, "value": value, "note": note} for key, name, value, note in rows]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from emissions.breakdown import energy_parts
 from emissions.compare import EXTRAPOLATED_SAMPLES
 from emissions.figures.cost import sampler_label
 from emissions.figures.quality import FID_NAME, frontier
@@ -15,14 +16,17 @@ from emissions.figures.theme import (
     energy_text,
     family_name,
     groups_of,
+    has_value,
     mass_text,
     ratio_text,
+    rows_of,
     sampler_name,
     shape_name,
     significant,
     stage_name,
     unit_name,
 )
+from emissions.waste import ended_early, outcomes_text
 
 
 def two_digits(value: float) -> str:
@@ -154,7 +158,7 @@ def by_stage(table: pd.DataFrame) -> str:
         f"{two_digits(phases.get('generation', 0.0))} %."
     )
     wasted = float(table["wasted_kwh"].sum())
-    return f"{text} Failed attempts took {energy_text(wasted)} of it." if wasted > 0 else text
+    return f"{text} {energy_text(wasted)} of it was wasted on attempts that ended early." if wasted > 0 else text
 
 
 def world_map(by_zone: pd.DataFrame, study_zone: str) -> str:
@@ -226,13 +230,69 @@ def components(by_method: pd.DataFrame) -> str:
     return f"{share:.0f} % of the energy was read from sensors; models estimated the rest."
 
 
-def codecarbon(stages: pd.DataFrame) -> str:
+def interval(ledger: pd.DataFrame) -> str:
+    parts = {row.part: row for row in rows_of(energy_parts(ledger))}
+    whole, unseen = parts.pop("whole", None), parts.pop("unseen", None)
+    if whole is None or not whole.energy_kwh > 0:
+        return "No energy is known by component."
+    text = (
+        f"The energy is {energy_text(whole.energy_kwh)}, and may be as little as {energy_text(whole.low_kwh)} or as "
+        f"much as {energy_text(whole.high_kwh)}."
+    )
+    widths = {part: row.high_kwh - row.low_kwh for part, row in parts.items() if has_value(row.high_kwh - row.low_kwh)}
+    if widths:
+        widest = max(widths, key=widths.__getitem__)
+        name = "the start-up" if widest == "startup" else f"the {widest.upper()}"
+        text += f" Of its components, {name} is the least certain."
+    if unseen is not None:
+        text += f" Up to {energy_text(unseen.high_kwh)} of that is where no sensor in the machine sees it."
+    return text
+
+
+def waste(stages: pd.DataFrame, attempts: pd.DataFrame) -> str:
+    """stages: `waste.waste_by_stage`; attempts: `ledger.collect_attempts`."""
     if stages.empty:
-        return "CodeCarbon was not running beside these stages."
-    ours, theirs = stages["energy_kwh"].sum(), stages["codecarbon_kwh"].sum()
-    inside = stages["energy_low_kwh"].sum() <= theirs <= stages["energy_high_kwh"].sum()
+        return "No stage has run."
+    count, early = int(stages["early"].sum()), ended_early(attempts)
+    if not count:
+        return "No attempt ended early: nothing was wasted."
+    wasted_kwh, whole_kwh = float(stages["wasted_kwh"].sum()), float(stages["energy_kwh"].sum())
+    which, how = f"{plural(count, 'attempt')} that ended early", outcomes_text(early["outcome"], count)
+    if wasted_kwh > 0:
+        percent = two_digits(100 * wasted_kwh / whole_kwh)
+        text = f"{percent} % of the energy ({energy_text(wasted_kwh)}) went into {which} and was lost: {how}."
+    else:
+        text = f"Nothing was lost in {which}: {how}."
+    resumed_kwh = float(early["energy_kwh"].sum()) - wasted_kwh
+    if resumed_kwh > 1e-6 * whole_kwh:  # more than rounding leaves
+        text += f" Another {energy_text(resumed_kwh)} of theirs was kept, as later attempts went on from a checkpoint."
+    return text
+
+
+def overheads(table: pd.DataFrame, rest_percent: float) -> str:
+    """table: `breakdown.overheads`."""
+    share = table.set_index("part")["share_percent"]
+    sentences = []
+    if has_value(share["idle"]):
+        sentences.append(f"{two_digits(share['idle'])} % of the jobs' energy is what idle machines would use.")
+    if has_value(share["metering"]):
+        sentences.append(f"Metering took {two_digits(share['metering'])} % of the jobs' energy, beside it.")
+    if has_value(rest_percent):
+        sentences.append(
+            f"Of what the machines used while jobs ran, {two_digits(rest_percent)} % belongs to neither jobs nor "
+            "metering."
+        )
+    return " ".join(sentences) or "No overhead is known."
+
+
+def codecarbon(stages: pd.DataFrame) -> str:
+    """stages: `figures.methods.stage_energy`."""
+    if stages.empty:
+        return "CodeCarbon has no figure that ours can be compared with."
+    ours, theirs = stages["codecarbon_node_kwh"].sum(), stages["codecarbon_kwh"].sum()
+    low, high = ((stages[bound] * stages["codecarbon_node_kwh"]).sum() for bound in ("low", "high"))
     return (
-        f"CodeCarbon ran beside these stages and counts {energy_text(theirs)} where we count "
+        f"Of the same machines at the same times, CodeCarbon counts {energy_text(theirs)} where our meters read "
         f"{energy_text(ours)}: {significant(theirs / ours)} times ours, "
-        f"{'inside' if inside else 'outside'} our interval."
+        f"{'inside' if low <= theirs <= high else 'outside'} our interval."
     )

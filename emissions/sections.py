@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
-
 import pandas as pd
-import plotly.graph_objects as go
 
 from emissions import figures, findings
-from emissions.figures.methods import stage_energy
+from emissions.charts import Chart, Columns, Section, Table, text_table
 from emissions.figures.quality import FID_NAME
 from emissions.figures.theme import (
     MONTHS,
@@ -18,7 +13,6 @@ from emissions.figures.theme import (
     energy_text,
     family_name,
     groups_of,
-    has_value,
     mass_text,
     rows_of,
     sampler_name,
@@ -28,63 +22,7 @@ from emissions.figures.theme import (
 )
 from emissions.grid.intensity import NO_SEASONS
 from emissions.grid.zones import data_table
-
-Formatter = Callable[[Any], str]
-Columns = dict[str, tuple[str, Formatter | None]]  # column -> heading, formatter (None: text)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of texts; `number` columns stand to the right."""
-
-    columns: list[dict[str, Any]]
-    rows: list[list[str]]
-    title: str = ""
-    lead: str = ""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One figure with the sentence above it and the numbers below."""
-
-    id: str
-    title: str
-    lead: str
-    figure: go.Figure
-    table: Table | None = None
-    note: str = ""
-    shape: str = ""  # "wide": both columns; "tall": beside two others
-
-    @property
-    def height(self) -> int:
-        return int(self.figure.layout.height)
-
-    @property
-    def legend(self) -> list[dict[str, Any]]:
-        return list((self.figure.layout.meta or {}).get("legend", []))
-
-
-@dataclass(frozen=True)
-class Section:
-    id: str
-    title: str
-    intro: str = ""
-    charts: list[Chart] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-
-
-def text_table(frame: pd.DataFrame, columns: Columns, title: str = "", lead: str = "") -> Table:
-    """The named columns of a table as texts; what is unknown is a dash."""
-    rows = [[_cell(row[column], write) for column, (_, write) in columns.items()] for row in frame.to_dict("records")]
-    heads = [{"name": heading, "number": write is not None} for heading, write in columns.values()]
-    return Table(heads, rows, title, lead)
-
-
-def _cell(value: Any, write: Formatter | None) -> str:
-    if not has_value(value):
-        return "\N{EN DASH}"
-    return write(value) if write else str(value)
-
+from emissions.methods_section import methods_section
 
 _PER_SAMPLE: Columns = {
     "generation_g_per_sample": ("CO₂e to generate one", mass_text),
@@ -99,7 +37,7 @@ _DIMS: Columns = {"spatial_dims": ("Dimensions", lambda dims: f"{int(dims)}D")}
 
 
 def all_sections(tables: dict[str, pd.DataFrame], study_zone: str) -> list[Section]:
-    """Sections in the order of the page. tables: those of `compare.write_comparisons`, and `ledger`."""
+    """Sections in the order of the page. tables: those of `compare.write_comparisons`, `ledger` and `attempts`."""
     return [
         training_section(tables["by_model"]),
         choices_section(tables),
@@ -110,7 +48,7 @@ def all_sections(tables: dict[str, pd.DataFrame], study_zone: str) -> list[Secti
             "Real and generated images",
             "What the grams bought: generated images beside real ones of the same cohort.",
         ),
-        methods_section(tables["ledger"], tables["by_method"]),
+        methods_section(tables),
     ]
 
 
@@ -315,64 +253,3 @@ def quality_section(fidelity: pd.DataFrame) -> Section:
 def _patients(group: pd.DataFrame) -> str:
     held_out = group["real_patients"].dropna() if "real_patients" in group else pd.Series(dtype=float)
     return findings.plural(int(held_out.max()), "patient") if len(held_out) else "number of patients unknown"
-
-
-def methods_section(ledger: pd.DataFrame, by_method: pd.DataFrame) -> Section:
-    present = by_method[by_method["present"].astype(bool)]
-    named = present.assign(
-        component=present["component"].str.upper(),
-        how=present["measured"].map({True: "measured", False: "estimated"}),
-    )
-    of_method: Columns = {
-        "component": ("Component", None),
-        "method": ("Method", None),
-        "how": ("How", None),
-        "energy_kwh": ("Energy", energy_text),
-        "share_percent": ("Share, %", significant),
-        "rows": ("Stages and items", count_text),
-    }
-    stages = stage_energy(ledger)
-    ratios = stages.assign(stage=stages["stage"].map(stage_name), ratio=stages["codecarbon_kwh"] / stages["energy_kwh"])
-    of_stage: Columns = {
-        "stage": ("Stage", None),
-        "energy_kwh": ("Ours", energy_text),
-        "energy_low_kwh": ("low", energy_text),
-        "energy_high_kwh": ("high", energy_text),
-        "codecarbon_kwh": ("CodeCarbon", energy_text),
-        "ratio": ("Ratio", significant),
-    }
-    charts = [
-        Chart(
-            "components",
-            "Energy by component and method",
-            findings.components(by_method),
-            figures.components(by_method),
-            text_table(named, of_method),
-            "Hatched: estimated by a model. Solid: read from a sensor.",
-        ),
-        Chart(
-            "codecarbon",
-            "CodeCarbon beside our own count",
-            findings.codecarbon(stages),
-            figures.codecarbon_ratio(ledger),
-            text_table(ratios, of_stage),
-        ),
-    ]
-    return Section("methods", "What was measured, what was estimated", "", charts, list(_warnings(ledger)))
-
-
-def _warnings(ledger: pd.DataFrame) -> Iterable[Table]:
-    told = ledger[ledger["warnings"].map(has_value)]
-    if told.empty:
-        return
-    grouped = told.groupby("warnings", sort=False)
-    frame = grouped.agg(
-        stages=("stage", lambda stages: ", ".join(dict.fromkeys(map(stage_name, stages)))),
-        rows=("item", "size"),
-    )
-    yield text_table(
-        frame.reset_index(),
-        {"warnings": ("Warning", None), "stages": ("Stages", None), "rows": ("Rows", count_text)},
-        "Warnings of the meters",
-        f"{findings.plural(len(told), 'row')} of the ledger's {len(ledger):,} came with a warning.",
-    )

@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 
 from emissions.allocation import sample_kind
+from emissions.breakdown import codecarbon_sums
 from emissions.equivalents import CAR_G_PER_KM, car_km
 from emissions.grid.intensity import CREDIT
 from emissions.grid.zones import find_zone
 from emissions.ledger import read_ledger
 from emissions.tables import read_table
+from emissions.waste import early_count, ended_early, outcomes_text
 
 MAX_SAMPLER_LINES = 6  # keeps the text on one screen
 
@@ -35,10 +37,11 @@ def summarise(results: str | Path) -> dict[str, Any]:
         raise ValueError(f"{folder / 'priced.csv'}: has no rows; run the study first")
     tables = {name: read_table(folder / f"{name}.csv") for name in ("by_stage", "by_sampler", "by_method")}
     places = {name: read_table(folder / f"{name}.csv") for name in ("by_zone", "by_season")}
+    attempts = read_table(folder / "attempts.csv", required=("outcome",))
     plan = read_table(Path(results) / "plan.csv", required=("run", "cohort", "spatial_dims"))
     return _plain(
         {
-            "totals": _totals(ledger),
+            "totals": _totals(ledger, attempts),
             "phases": _phases(tables["by_stage"]),
             "samplers": tables["by_sampler"].to_dict("records"),
             "places": _places(places["by_zone"]),
@@ -85,7 +88,7 @@ def mass_text(emissions_g: float | None) -> str:
 def _with_unit(value: float | None, units: tuple[tuple[float, str], ...]) -> str:
     if value is None:
         return "-"
-    factor, unit = next(((f, u) for f, u in units if abs(value) >= f), units[-1])
+    factor, unit = next(((f, u) for f, u in units if abs(value) >= f or (value == 0 and f == 1.0)), units[-1])
     return f"{significant(value / factor)} {unit}"
 
 
@@ -100,7 +103,7 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _totals(ledger: pd.DataFrame) -> dict[str, Any]:
+def _totals(ledger: pd.DataFrame, attempts: pd.DataFrame) -> dict[str, Any]:
     first = ledger.iloc[0]
     zone = find_zone(first["zone"])
     sums = {
@@ -110,7 +113,9 @@ def _totals(ledger: pd.DataFrame) -> dict[str, Any]:
             "emissions_high_g", "duration_s", "wasted_kwh",
         )
     }  # fmt: skip
-    codecarbon = ledger["codecarbon_kwh"].astype("float64")
+    codecarbon = codecarbon_sums(ledger)
+    compared = int(codecarbon["rows"])
+    early = early_count(ledger)
     weights = ledger["energy_kwh"].astype("float64")
     intensity = ledger["carbon_intensity_g_per_kwh"].astype("float64")
     return sums | {
@@ -118,8 +123,12 @@ def _totals(ledger: pd.DataFrame) -> dict[str, Any]:
         "stages": len(ledger),
         "attempts": int(ledger["attempts"].sum()),
         "warnings": int((ledger["warnings"].fillna("") != "").sum()),
-        # Only a whole sum can be compared with the whole energy.
-        "codecarbon_kwh": None if codecarbon.isna().any() else float(codecarbon.sum()),
+        "ended_early": early,
+        "ended_early_how": outcomes_text(ended_early(attempts)["outcome"], early),
+        # Of whole machines, so that they compare with each other and not with the jobs' energy.
+        "codecarbon_stages": compared,
+        "codecarbon_kwh": codecarbon["codecarbon_kwh"] if compared else None,
+        "codecarbon_node_kwh": codecarbon["codecarbon_node_kwh"] if compared else None,
         "zone": zone.zone,
         "zone_name": zone.zone_name,
         "pue": float(first["pue"]),
@@ -203,9 +212,6 @@ def _totals_lines(totals: dict[str, Any]) -> list[str]:
         value, low, high = (significant(totals[name.format(bound)]) for bound in ("", "_low", "_high"))
         return f"{value} {unit} ({low} to {high})"
 
-    waste_percent = 100 * totals["wasted_kwh"] / (totals["energy_kwh"] or 1)
-    failed = f"{totals['attempts'] - totals['stages']} failed attempts"
-    waste = f"{failed} took {significant(waste_percent, 2)} % of the energy"
     minutes = significant(totals["duration_s"] / 60)
     intensity = f"{significant(totals['carbon_intensity_g_per_kwh'])} g/kWh, PUE {totals['pue']:.3g}"
     car = f"({CAR_G_PER_KM} g/km, average new EU car of 2020)"
@@ -214,10 +220,20 @@ def _totals_lines(totals: dict[str, Any]) -> list[str]:
         _line("energy", interval("energy{}_kwh", "kWh")),
         _line("emissions", interval("emissions{}_g", "g CO2e")),
         _line("as much as", f"{significant(totals['car_km'])} km by car {car}"),
-        _line("time", f"{minutes} min in {totals['stages']} stages; {waste}"),
+        _line("time", f"{minutes} min, added up over {totals['stages']} stages"),
+        _line("wasted", _waste_text(totals)),
         _line("priced at", f"{totals['zone_name']} ({totals['zone']}): {intensity}"),
         _line("", f"{totals['intensity_kind']}; {totals['intensity_source']}"),
     ]
+
+
+def _waste_text(totals: dict[str, Any]) -> str:
+    early = totals["ended_early"]
+    if not early:
+        return "nothing: no attempt ended early"
+    percent = significant(100 * totals["wasted_kwh"] / (totals["energy_kwh"] or 1), 2)
+    attempts = f"{early} attempt{'' if early == 1 else 's'} that ended early"
+    return f"{energy_text(totals['wasted_kwh'])} ({percent} %) in {attempts}: {totals['ended_early_how']}"
 
 
 def _phase_lines(phases: list[dict[str, Any]]) -> list[str]:
@@ -289,10 +305,11 @@ def _trust_lines(study: dict[str, Any]) -> list[str]:
         parts = [row for row in study["methods"] if row["present"] and row["measured"] is measured]
         shares = [f"{part['component']} {_percent(part)} ({part['method']})" for part in parts]
         lines.append(_line(word, ", ".join(shares) or "nothing"))
-    if totals["codecarbon_kwh"] and totals["energy_kwh"]:
-        difference_percent = 100 * (totals["codecarbon_kwh"] / totals["energy_kwh"] - 1)
-        beside = f"{significant(totals['codecarbon_kwh'])} kWh beside ours ({difference_percent:+.1f} %)"
-        lines.append(_line("CodeCarbon", beside))
+    if totals["codecarbon_node_kwh"]:
+        theirs, ours = totals["codecarbon_kwh"], totals["codecarbon_node_kwh"]
+        of_all = "" if totals["codecarbon_stages"] == totals["stages"] else f", in {totals['codecarbon_stages']} stages"
+        beside = f"{energy_text(theirs)} for the whole machines, our meters {energy_text(ours)}"
+        lines.append(_line("CodeCarbon", f"{beside} ({100 * (theirs / ours - 1):+.1f} %){of_all}"))
     if totals["warnings"]:
         lines.append(_line("warnings", f"in {totals['warnings']} stages: column `warnings` of ledger.csv"))
     credit = textwrap.wrap(study["credit"], 88)

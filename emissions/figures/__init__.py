@@ -10,8 +10,10 @@ from emissions.figures.cost import (
     training_against_generation,
 )
 from emissions.figures.grid import season_heat_map, world_map
+from emissions.figures.interval import interval
 from emissions.figures.methods import codecarbon_ratio, components
 from emissions.figures.quality import fidelity
+from emissions.figures.waste import waste
 
 __all__ = [
     "break_even",
@@ -23,7 +25,9 @@ __all__ = [
     "codecarbon_ratio",
     "components",
     "fidelity",
+    "interval",
     "season_heat_map",
     "training_against_generation",
+    "waste",
     "world_map",
 ]

@@ -13,6 +13,7 @@ from emissions.figures.theme import (
     PHASE_COLOURS,
     axis,
     empty_figure,
+    energy_scale,
     energy_text,
     error_bars,
     layout,
@@ -37,7 +38,7 @@ def components(by_method: pd.DataFrame) -> go.Figure:
     if table.empty:
         return empty_figure("No component has an energy of its own.")
     largest_kwh = float(table["energy_kwh"].max())
-    factor, unit = (1.0, "kWh") if largest_kwh >= 0.5 else (1e3, "Wh") if largest_kwh >= 5e-4 else (1e6, "mWh")
+    factor, unit = energy_scale(largest_kwh)
     figure = go.Figure(
         layout=layout(
             84 + 64 * len(table),
@@ -72,28 +73,33 @@ def components(by_method: pd.DataFrame) -> go.Figure:
 
 
 def stage_energy(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Energy of each stage, its interval and CodeCarbon's, over the rows that CodeCarbon saw."""
-    seen = ledger.dropna(subset=["codecarbon_kwh", "energy_kwh"])
-    columns = ["energy_kwh", "energy_low_kwh", "energy_high_kwh", "codecarbon_kwh"]
-    table = seen.groupby("stage")[columns].sum().reset_index()
-    table = table[table["energy_kwh"] > 0]
+    """Per stage, for the same machines and windows: CodeCarbon's energy and that of our own meters, over the rows
+    that know both; `ratio`, and the jobs' own energy in these rows.
+
+    `low` and `high` bound the ratio by our interval: that of the jobs' energy, which is a share of the same sensors,
+    without what no sensor sees, as CodeCarbon does not see it either.
+    """
+    seen = ledger.dropna(subset=["codecarbon_kwh", "codecarbon_node_kwh"])
+    columns = ["energy_kwh", "energy_low_kwh", "energy_high_kwh", "unseen_kwh", "codecarbon_kwh", "codecarbon_node_kwh"]
+    table = seen.astype(dict.fromkeys(columns, "float64")).groupby("stage")[columns].sum().reset_index()
+    table = table[(table["codecarbon_node_kwh"] > 0) & (table["energy_kwh"] > 0)]
+    table["ratio"] = table["codecarbon_kwh"] / table["codecarbon_node_kwh"]
+    table["low"] = table["energy_low_kwh"] / table["energy_kwh"]
+    table["high"] = (table["energy_high_kwh"] - table["unseen_kwh"]) / table["energy_kwh"]
     table["order"] = table["stage"].map(list(STAGES).index)
     return table.sort_values("order", ignore_index=True).drop(columns="order")
 
 
 def codecarbon_ratio(ledger: pd.DataFrame) -> go.Figure:
-    """CodeCarbon's energy over ours, by stage; the line is our own interval round 1."""
+    """CodeCarbon's energy over that of our meters in its windows, by stage; the line is our interval round 1."""
     table = stage_energy(ledger)
     if table.empty:
-        return empty_figure("CodeCarbon was not running beside the stages.")
-    ours = table["energy_kwh"]
-    ratio = table["codecarbon_kwh"] / ours
+        return empty_figure("No stage has CodeCarbon's figure and ours of the same window.")
     one = pd.Series(1.0, index=table.index)
     names = table["stage"].map(stage_name)
     text = [
-        f"<b>{name}</b><br>ours {energy_text(row.energy_kwh)} ({energy_text(row.energy_low_kwh)} to "
-        f"{energy_text(row.energy_high_kwh)})<br>CodeCarbon {energy_text(row.codecarbon_kwh)}, "
-        f"{significant(row.codecarbon_kwh / row.energy_kwh)} times ours"
+        f"<b>{name}</b><br>whole machine, our meters: {energy_text(row.codecarbon_node_kwh)}<br>"
+        f"CodeCarbon: {energy_text(row.codecarbon_kwh)}, {significant(row.ratio)} times ours"
         for name, row in zip(names, rows_of(table), strict=True)
     ]
     figure = go.Figure(
@@ -105,7 +111,7 @@ def codecarbon_ratio(ledger: pd.DataFrame) -> go.Figure:
     )
     marks = (
         (one, {"symbol": "line-ns", "size": 14, "line": {"width": 2.5, "color": INK}}),
-        (ratio, {"symbol": "diamond", "size": 12, "color": PHASE_COLOURS["generation"]}),
+        (table["ratio"], {"symbol": "diamond", "size": 12, "color": PHASE_COLOURS["generation"]}),
     )
     for values, marker in marks:
         figure.add_scatter(
@@ -116,9 +122,9 @@ def codecarbon_ratio(ledger: pd.DataFrame) -> go.Figure:
             text=text,
             hovertemplate="%{text}<extra></extra>",
         )
-    figure.data[0].error_x = error_bars(one, table["energy_low_kwh"] / ours, table["energy_high_kwh"] / ours)
+    figure.data[0].error_x = error_bars(one, table["low"], table["high"])
     keys = [
-        legend_key("ours, with its interval", INK, "interval"),
+        legend_key("our meters, with their interval", INK, "interval"),
         legend_key("CodeCarbon", PHASE_COLOURS["generation"], "diamond"),
     ]
     figure.update_layout(meta={"legend": keys})

@@ -22,6 +22,8 @@ PAPER = "#ffffff"
 PHASE_COLOURS = {"data": "#9aa8b5", "training": "#2f6690", "generation": "#e08a1e", "audit": "#6aa79b"}
 FAMILY_COLOURS = {"unet": "#6b4fa0", "dit": "#189a87"}
 COMPONENT_COLOURS = {"cpu": "#2f6690", "gpu": "#6aa79b", "ram": "#d9a441"}
+# Told apart by lightness first: what was kept is pale, what was lost is dark.
+KEPT_COLOUR, WASTED_COLOUR = "#9db4c8", "#8c2d04"
 OTHER_COLOURS = ("#6b4fa0", "#189a87", "#c2571a", "#2f6690", "#8c6d1f", "#a23b72")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
 
@@ -102,7 +104,7 @@ def log_axis(title: str, values: Iterable[float], text: Callable[[float], str], 
 def legend_key(label: str, colour: str, symbol: str = "circle", *, hollow: bool = False) -> dict[str, Any]:
     """One entry of a figure's legend, for `layout.meta["legend"]`.
 
-    Symbols are plotly's, and "line", "dots", "interval" and "hatch".
+    Symbols are plotly's, and "line", "dots", "interval", "hatch" and "cross-hatch".
     """
     return {"label": label, "colour": colour, "symbol": symbol, "hollow": hollow}
 
@@ -157,7 +159,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 def _prefixed(value: float, units: tuple[tuple[float, str], ...]) -> str:
     for factor, unit in units:
-        if abs(value) >= factor:
+        if abs(value) >= factor or (value == 0 and factor == 1.0):  # nothing is 0 g, not 0 µg
             return f"{significant(value / factor)} {unit}"
     factor, unit = units[-1]
     return f"{significant(value / factor)} {unit}"
@@ -171,6 +173,11 @@ def mass_text(grams: float) -> str:
 def energy_text(kwh: float) -> str:
     """Kilowatt-hours with the prefix that reads best: 0.0012 -> "1.2 Wh"."""
     return _prefixed(kwh, ((1e3, "MWh"), (1.0, "kWh"), (1e-3, "Wh"), (1e-6, "mWh"), (1e-9, "µWh")))
+
+
+def energy_scale(largest_kwh: float) -> tuple[float, str]:
+    """Factor and unit of an axis that ends at so many kWh."""
+    return (1.0, "kWh") if largest_kwh >= 0.5 else (1e3, "Wh") if largest_kwh >= 5e-4 else (1e6, "mWh")
 
 
 def distance_text(km: float) -> str:

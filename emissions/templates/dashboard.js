@@ -23,6 +23,7 @@ function fitted(figure) {
     axis.tickvals = axis.tickvals.filter((_, index) => index % every === 0);
     axis.ticktext = axis.ticktext.filter((_, index) => index % every === 0);
   }
+  if (axis?.nticks > 4) axis.nticks = 4; // else plotly turns the labels on their side
   if (layout.geo) {
     layout.height = 260;
     layout.coloraxis.colorbar.len = 0.9;
@@ -51,7 +52,7 @@ for (const [id, figure] of Object.entries(page.figures)) {
 
 const price = page.price;
 const prefixed = (value, units) => {
-  const [factor, unit] = units.find(([size]) => Math.abs(value) >= size) || units[units.length - 1];
+  const [factor, unit] = units.find(([size]) => Math.abs(value) >= size || (value === 0 && size === 1)) || units[units.length - 1];
   const scaled = Number((value / factor).toPrecision(3));
   return `${scaled.toLocaleString("en", { maximumFractionDigits: 12 })} ${unit}`;
 };

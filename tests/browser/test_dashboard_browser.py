@@ -64,7 +64,7 @@ def session(browser: Browser, example: Example, request: pytest.FixtureRequest) 
 def test_everything_is_drawn_without_a_network(session: Session, tmp_path: Path) -> None:
     page = session.page
     plots = page.locator(".plot")
-    assert plots.count() >= 11
+    assert plots.count() >= 13
     for index in range(plots.count()):
         drawing = plots.nth(index).locator(".main-svg").first
         box = drawing.bounding_box()
@@ -90,6 +90,15 @@ def test_axis_titles_are_inside_their_plots(session: Session) -> None:
            })"""
     )
     assert outside == []
+
+
+def test_numbers_of_axes_stand_upright(session: Session) -> None:
+    turned = session.page.evaluate(
+        """[...document.querySelectorAll(".plot .xtick text")]
+             .filter(text => /rotate\\((?!0\\b)/.test(text.getAttribute("transform") || ""))
+             .map(text => text.closest(".plot").id + ": " + text.textContent)"""
+    )
+    assert turned == []
 
 
 def test_land_is_in_its_country_and_the_sea_in_none(session: Session) -> None:

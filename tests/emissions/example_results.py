@@ -7,6 +7,7 @@ know what a table has to say. Nothing here was measured, and nothing here is eve
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import product
@@ -23,19 +24,15 @@ from emissions.ledger import write_ledger
 from emissions.phases import STAGES
 from emissions.pricing import write_prices
 from emissions.records import LEDGER_COLUMNS, append_journal, utc_text, write_record
+from emissions.retries import merge
 from emissions.tables import write_table
+from emissions.uncertainty import STARTUP_ERROR, Interval, combine, unseen
+from tests.emissions.studies import FOLDERS
 
 COMPARISONS = (
     "by_size", "by_resolution", "by_stage", "by_sampler", "by_devices",
     "by_model", "by_method", "by_zone", "by_season", "fidelity",
 )  # fmt: skip
-FOLDERS = {
-    "images": "images",
-    "cohort": "cohorts",
-    "autoencoder": "autoencoders",
-    "model": "models",
-    "run": "runs",
-}
 PARAMETERS = {
     ("unet", "nano"): 700_000,
     ("unet", "tiny"): 2_800_000,
@@ -44,6 +41,14 @@ PARAMETERS = {
 }
 POWER_W = 21.0
 GPU_POWER_W = 180.0
+SIDE_BY_SIDE = ("train_diffusion", "generate_samples")
+# Stage -> attempts that ended early at its first item: outcome, and the parts of the work that it did and that a
+# checkpoint kept.
+EARLY = {
+    "train_autoencoder": [("interrupted", 0.3, 0.0)],
+    "train_diffusion": [("killed", 0.5, 0.4), ("killed", 0.3, 0.1)],
+    "generate_samples": [("failed", 0.6, 0.0)],
+}
 
 
 @dataclass(frozen=True)
@@ -65,26 +70,31 @@ class Example:
 
 
 def write_example(results: Path, *, zone: str = "DE", gpu: bool = False, small: bool = False) -> Example:
-    """Write a results/ folder. gpu: measured by RAPL and NVML, not estimated; small: one 2D model and run."""
+    """Write a results/ folder.
+
+    gpu: measured by RAPL and NVML, not estimated; small: one 2D model and run, and no attempt that ended early.
+    """
     runs = _small_plan() if small else _plan()
     plan = pd.DataFrame(runs)
     write_table(plan, results / "plan.csv")
     clock = datetime(2026, 11, 23, 9, 12, tzinfo=UTC)
     journal, records = results / "emissions" / "journal.jsonl", []
+    early = {} if small else dict(EARLY)
     for stage, phase in STAGES.items():
         for item, row in plan.drop_duplicates(phase.key).set_index(phase.key, drop=False).iterrows():
-            record = _record(stage, str(item), row, clock, gpu)
-            clock += timedelta(seconds=record["duration_s"] + 4)
-            if stage == "train_diffusion" and not records[-1].match("*/train_diffusion.json"):
-                append_journal(journal, _interrupted(record))
+            attempts, kept_kwh = _attempts(stage, str(item), row, clock, gpu, early.pop(stage, ()))
+            duration_s = sum(attempt["duration_s"] + 4 for attempt in attempts)
+            # Models and runs go two at a time, as the next starts when half of this one is over.
+            clock += timedelta(seconds=duration_s / (2 if stage in SIDE_BY_SIDE else 1))
             path = results / FOLDERS[phase.key] / str(item) / "emissions" / f"{stage}.json"
-            write_record(path, record)
-            append_journal(journal, record)
+            write_record(path, merge(attempts[:-1], attempts[-1], kept_kwh))
+            for attempt in attempts:
+                append_journal(journal, attempt)
             records.append(path)
     example = _write_artefacts(results, plan)
-    ledger, attempts, priced = (example.tables / f"{name}.csv" for name in ("ledger", "attempts", "priced"))
-    write_ledger(example.plan, records, journal, ledger, attempts)
-    write_prices(ledger, attempts, [], priced, zone=zone, year=2024, pue=1.1)
+    ledger, attempts_path, priced = (example.tables / f"{name}.csv" for name in ("ledger", "attempts", "priced"))
+    write_ledger(example.plan, records, journal, ledger, attempts_path)
+    write_prices(ledger, attempts_path, [], priced, zone=zone, year=2024, pue=1.1)
     outputs = {name: example.tables / f"{name}.csv" for name in COMPARISONS}
     scores = [results / "runs" / run["run"] / "fidelity.json" for run in runs]
     write_comparisons(priced, example.plan, scores, outputs, year=2024, pue=1.1)
@@ -135,38 +145,65 @@ def _seconds(stage: str, row: pd.Series) -> float:
     }[stage]
 
 
-def _record(stage: str, item: str, row: pd.Series, start: datetime, gpu: bool) -> dict[str, Any]:
-    duration_s = round(_seconds(stage, row), 3)
-    cpu_kwh, ram_kwh = POWER_W * duration_s / 3.6e6, 6.0 * duration_s / 3.6e6
-    gpu_kwh = GPU_POWER_W * duration_s / 3.6e6 if gpu else None
-    energy_kwh = cpu_kwh + ram_kwh + (gpu_kwh or 0.0)
-    spread = 0.04 if gpu else 0.35
+def _attempts(
+    stage: str, item: str, row: pd.Series, start: datetime, gpu: bool, early: Sequence[tuple[str, float, float]]
+) -> tuple[list[dict[str, Any]], float]:
+    """The attempts at one item, the ok one last, and the energy of the early ones that was not in vain."""
+    whole_s, done, kept_kwh, attempts = _seconds(stage, row), 0.0, 0.0, []
+    for number, (outcome, ran, kept) in enumerate(early):
+        attempt = _record(stage, item, row, start, ran * whole_s, gpu)
+        attempt |= {"outcome": outcome, "attempt_id": f"{stage}-{item}-early-{number}"}
+        attempt["wasted_kwh"] = attempt["energy_kwh"]
+        attempts.append(attempt)
+        start += timedelta(seconds=ran * whole_s + 4)
+        kept_kwh += attempt["energy_kwh"] * kept / ran
+        done += kept
+    attempts.append(_record(stage, item, row, start, (1 - done) * whole_s, gpu))
+    if stage == "train_diffusion":
+        attempts[-1] |= {"images_seen": 4000, "images_resumed": round(4000 * done)}
+    return attempts, kept_kwh
+
+
+def _record(stage: str, item: str, row: pd.Series, start: datetime, seconds: float, gpu: bool) -> dict[str, Any]:
+    duration_s = round(seconds, 3)
+    hour_kw = duration_s / 3.6e6  # kWh of one watt over the window
+    startup_kwh, window_kwh = 3.0 * POWER_W / 3.6e6, POWER_W * hour_kw
+    ram_kwh, gpu_kwh = 6.0 * hour_kw, GPU_POWER_W * hour_kw if gpu else 0.0
+    # Sensors err by 5 %; a model of the CPU by far more, and memory by half.
+    cpu_below, cpu_above = (0.05, 0.05) if gpu else (0.6, 0.3)
+    cpu = Interval(window_kwh, (1 - cpu_below) * window_kwh, (1 + cpu_above) * window_kwh)
+    startup = Interval(startup_kwh, (1 - STARTUP_ERROR) * startup_kwh, (1 + STARTUP_ERROR) * startup_kwh)
+    gpus = Interval(gpu_kwh, 0.95 * gpu_kwh, 1.05 * gpu_kwh)
+    ram = Interval(ram_kwh, 0.5 * ram_kwh, 1.5 * ram_kwh)
+    unseen_kwh = unseen(window_kwh + startup_kwh + gpu_kwh + ram_kwh)
+    whole = combine([cpu, startup, gpus, ram], unseen_kwh)
+    # What CodeCarbon reads is the whole machine, with a second job beside this one or without, and no start-up.
+    machine_kwh = (1.9 if stage in SIDE_BY_SIDE else 1.02) * (window_kwh + gpu_kwh + ram_kwh)
     warning = "" if gpu else "no RAPL on this machine: CPU energy is a model of load and TDP"
-    made = row["samples"] if stage == "generate_samples" else None
     known = {
         "stage": stage, "item": item, "attempts": 1, "outcome": "ok",
         "started_at": utc_text(start), "ended_at": utc_text(start + timedelta(seconds=duration_s)),
         "duration_s": duration_s, "node": "example", "cpu_model": "Example CPU 2-Core Processor",
         "gpu_model": "Example GPU" if gpu else None, "gpu_count": 1 if gpu else 0,
-        "cpu_kwh": cpu_kwh, "gpu_kwh": gpu_kwh, "ram_kwh": ram_kwh, "energy_kwh": energy_kwh,
-        "energy_low_kwh": energy_kwh * (1 - spread), "energy_high_kwh": energy_kwh * (1 + spread),
+        "cpu_kwh": window_kwh + startup_kwh, "gpu_kwh": gpu_kwh, "ram_kwh": ram_kwh,
+        "energy_kwh": whole.energy, "energy_low_kwh": whole.low, "energy_high_kwh": whole.high,
+        "cpu_low_kwh": cpu.low + startup.low, "cpu_high_kwh": cpu.high + startup.high,
+        "gpu_low_kwh": gpus.low, "gpu_high_kwh": gpus.high, "ram_low_kwh": ram.low, "ram_high_kwh": ram.high,
+        "unseen_kwh": unseen_kwh, "startup_s": 3.0, "startup_kwh": startup_kwh, "metering_kwh": 0.15 * hour_kw,
         "cpu_method": "rapl" if gpu else "model:load x TDP",
-        "gpu_method": "nvml:energy-counter" if gpu else "none",
-        "ram_method": "model:W per DIMM", "idle_kwh": energy_kwh / 3, "wasted_kwh": 0.0,
-        "codecarbon_kwh": energy_kwh * (1.12 if "train" in stage else 0.9),
-        "samples": None if made is None else int(made),
+        "gpu_method": "nvml:energy-counter" if gpu else "none", "ram_method": "model:W per DIMM",
+        # A counter does not tell what an idle machine would have used.
+        "idle_kwh": None if gpu else 8.0 * hour_kw, "wasted_kwh": 0.0, "cpu_s": 0.9 * duration_s,
+        "node_kwh": machine_kwh + 0.15 * hour_kw, "rest_kwh": 0.02 * machine_kwh,
+        "gpu_integral_kwh": 0.99 * gpu_kwh if gpu else None, "gpu_utilisation_percent": 85.0 if gpu else None,
+        "gpu_memory_gb": 5.5 if gpu else None,
+        "codecarbon_kwh": machine_kwh * (1.12 if "train" in stage else 0.9), "codecarbon_node_kwh": machine_kwh,
+        "samples": int(row["samples"]) if stage == "generate_samples" else None,
         "parameters": PARAMETERS[(row["family"], row["size"])] if stage == "train_diffusion" else None,
-        "devices": 1, "startup_s": 3.0, "warnings": warning, "attempt_id": f"{stage}-{item}",
+        "devices": 1, "warnings": warning, "attempt_id": f"{stage}-{item}", "earlier_attempts": "",
+        "identity": "example",
     }  # fmt: skip
     return {column: known.get(column) for column in LEDGER_COLUMNS}
-
-
-def _interrupted(record: dict[str, Any]) -> dict[str, Any]:
-    return record | {
-        "outcome": "interrupted",
-        "attempt_id": f"{record['attempt_id']}-first",
-        "ended_at": record["started_at"],
-    }
 
 
 def _write_artefacts(results: Path, plan: pd.DataFrame) -> Example:

@@ -149,6 +149,25 @@ def test_by_stage_shares_add_up_to_100_percent():
     assert training["emissions_g_per_sample"] == pytest.approx(160 / 64)
 
 
+def test_by_stage_keeps_what_was_wasted_and_what_came_beside_the_work():
+    plan = make_plan(dims=(2,), resolutions=(32,))
+    table = compare.by_stage(shares_of(plan)).set_index("stage")
+    assert table["startup_kwh"].to_dict() == pytest.approx((0.02 * table["energy_kwh"]).to_dict())
+    assert table["metering_kwh"].to_dict() == pytest.approx((0.01 * table["energy_kwh"]).to_dict())
+    assert (table["wasted_kwh"] == 0).all()
+
+
+def test_a_stage_with_an_unknown_metering_has_no_sum_of_it():
+    plan = make_plan(dims=(2,), resolutions=(32,), sizes=("nano",))
+    items = [("train_diffusion", plan["model"].iloc[0]), *(("generate_samples", run) for run in plan["run"])]
+    records = [make_record(stage, item, samples=8) for stage, item in items]
+    records[1]["metering_kwh"] = None
+    table = compare.by_stage(allocate(price_ledger(pd.DataFrame(records), HUNDRED, 1.0), plan)).set_index("stage")
+    assert table["metering_kwh"].to_dict() == pytest.approx(
+        {"train_diffusion": 0.004, "generate_samples": np.nan}, nan_ok=True
+    )
+
+
 def test_the_break_even_is_where_generation_costs_as_much_as_training():
     plan = make_plan(dims=(2,), resolutions=(32,), sizes=("nano",))
     table = compare.by_model(shares_of(plan)).set_index("sampler")
@@ -248,8 +267,10 @@ def test_fidelity_joins_energy_and_every_scalar_of_the_score():
         compare.fidelity(shares_of(plan), {})
 
 
-def write_tables(tmp_path, plan):
-    ledger, attempts = collect(tmp_path, plan, write_study(tmp_path, plan))
+def write_tables(tmp_path, plan, **study):
+    """Everything that `write_comparisons` reads and writes, for a study of these records (`studies.write_study`)."""
+    ledger, attempts = collect(tmp_path, plan, write_study(tmp_path, plan, **study))
+    attempts.to_csv(tmp_path / "emissions/attempts.csv", index=False)
     priced = price_ledger(ledger, intensity_of("DE", 2024), 1.0, attempts=attempts)
     priced.to_csv(tmp_path / "emissions/priced.csv", index=False)
     names = ["by_size", "by_resolution", "by_stage", "by_sampler", "by_devices", "by_model", "by_method"]

@@ -147,6 +147,21 @@ def test_estimates_and_warnings_are_said(page: Page) -> None:
     assert "no RAPL on this machine" in words
 
 
+def test_waste_intervals_and_overheads_are_said(page: Page) -> None:
+    words = " ".join(" ".join(page.texts).split())
+    assert "4 attempts ended early" in words and "of it was wasted on attempts that ended early" in words
+    assert "1 failed, 1 interrupted, 2 killed" in words
+    assert "combined in quadrature" in words and "power supply, fans, board" in page.scripts["page-data"]
+    assert "Overheads" in words and "Idle baseline" in words and "beside: the recorder and CodeCarbon" in words
+    assert re.search(r"CodeCarbon's totals are 1\.\d times the jobs' own energy", words)
+
+
+def test_a_study_without_waste_says_so(tmp_path: Path) -> None:
+    words = " ".join(Page(build(write_example(tmp_path / "results", small=True), tmp_path / "index.html")).texts)
+    assert "no attempt ended early" in words and "nothing was wasted" in words
+    assert "attempts ended early" not in words and "wasted on" not in words
+
+
 def test_zone_with_an_annual_value_only_says_so(tmp_path: Path) -> None:
     example = write_example(tmp_path / "results", zone="AE", small=True)
     assert "which has an annual value only" in build(example, tmp_path / "index.html")

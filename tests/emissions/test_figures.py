@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from emissions import figures, findings
 from emissions.figures import theme
 from emissions.figures.grid import alpha3, season_rows
+from emissions.figures.methods import stage_energy
 from emissions.figures.quality import frontier
 from emissions.grid.zones import data_table
 from emissions.records import is_measured
 from emissions.tables import read_table
+from emissions.waste import waste_by_stage
 from tests.emissions.example_results import COMPARISONS, write_example
 
 TOPOLOGY = Path(figures.__file__).parents[1] / "data" / "world_110m.json"
@@ -34,13 +36,16 @@ OF_TABLE = {
     "components": "by_method",
     "codecarbon_ratio": "ledger",
     "fidelity": "fidelity",
+    "interval": "ledger",
+    "waste": "waste",
 }
 
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
     example = write_example(tmp_path_factory.mktemp("study") / "results")
-    return {name: read_table(example.tables / f"{name}.csv") for name in (*COMPARISONS, "ledger")}
+    tables = {name: read_table(example.tables / f"{name}.csv") for name in (*COMPARISONS, "ledger", "attempts")}
+    return tables | {"waste": waste_by_stage(tables["by_stage"], tables["ledger"], tables["attempts"])}
 
 
 def plain(figure: go.Figure) -> dict:
@@ -66,7 +71,11 @@ def test_every_figure_names_its_axis_its_unit_and_its_keys(
 def test_an_empty_table_gives_a_figure_that_says_so(name: str, table: str, tables: dict[str, pd.DataFrame]) -> None:
     figure = getattr(figures, name)(tables[table].iloc[:0])
     assert figure.layout.annotations[0].text
-    if name != "codecarbon_ratio":  # its sentence is about a sum of the ledger
+    if name == "codecarbon_ratio":  # its sentence is about sums of the ledger
+        assert findings.codecarbon(stage_energy(tables[table].iloc[:0]))
+    elif name == "waste":
+        assert findings.waste(tables[table].iloc[:0], tables["attempts"])
+    else:
         assert getattr(findings, name)(tables[table].iloc[:0])
 
 
@@ -101,6 +110,66 @@ def test_stages_add_up_to_the_study(tables: dict[str, pd.DataFrame]) -> None:
     figure = figures.by_stage(tables["by_stage"])
     assert figure.layout.xaxis.title.text.endswith(", g")
     assert sum(shown_x(figure)) == pytest.approx(tables["by_stage"]["emissions_g"].sum())
+
+
+def test_kept_and_wasted_add_up_to_each_stage_and_waste_is_hatched(tables: dict[str, pd.DataFrame]) -> None:
+    table = tables["waste"]
+    kept, wasted = plain(figures.waste(table))["data"]
+    assert figures.waste(table).layout.xaxis.title.text == "Energy, Wh"
+    drawn = [a + b for a, b in zip(kept["x"], wasted["x"], strict=True)]
+    assert drawn == pytest.approx((1000 * table["energy_kwh"]).tolist())
+    assert sum(wasted["x"]) == pytest.approx(1000 * tables["ledger"]["wasted_kwh"].sum())
+    assert wasted["marker"]["pattern"]["shape"] and "pattern" not in kept["marker"]
+    assert [label != "" for label in wasted["text"]] == (table["wasted_kwh"] > 0).tolist()
+    assert any("1 interrupted" in text for text in wasted["hovertext"])
+    lost = {"train_autoencoder", "train_diffusion", "generate_samples"}
+    assert set(table.loc[table["wasted_kwh"] > 0, "stage"]) == lost
+
+
+def test_without_waste_every_bar_is_whole_and_the_legend_says_none(tables: dict[str, pd.DataFrame]) -> None:
+    table = tables["waste"].assign(wasted_kwh=0.0, kept_kwh=tables["waste"]["energy_kwh"], wasted_percent=0.0)
+    figure = figures.waste(table)
+    kept, wasted = plain(figure)["data"]
+    assert kept["x"] == pytest.approx((1000 * table["energy_kwh"]).tolist())
+    assert set(wasted["x"]) == {0.0} and set(wasted["text"]) == {""}
+    assert "wasted: none" in [key["label"] for key in figure.layout.meta["legend"]]
+
+
+def test_kept_and_wasted_differ_in_lightness() -> None:
+    lighter, darker = _luminance(theme.KEPT_COLOUR), _luminance(theme.WASTED_COLOUR)
+    assert (lighter + 0.05) / (darker + 0.05) >= 3  # WCAG 2.2, graphical objects
+
+
+def test_the_interval_ends_in_what_no_sensor_sees(tables: dict[str, pd.DataFrame]) -> None:
+    ledger = tables["ledger"]
+    traces = plain(figures.interval(ledger))["data"]
+    dotted = [trace["x"] for trace in traces if trace["mode"] == "lines+markers"]
+    unseen, high = 1000 * ledger["unseen_kwh"].sum(), 1000 * ledger["energy_high_kwh"].sum()
+    assert dotted[0] == pytest.approx([0.0, unseen]) and dotted[1] == pytest.approx([high - unseen, high])
+    whole = next(trace for trace in traces if trace["marker"]["symbol"] == "diamond")
+    assert whole["x"][0] == pytest.approx(1000 * ledger["energy_kwh"].sum())
+    assert whole["x"][0] + whole["error_x"]["array"][0] == pytest.approx(high - unseen)
+    assert whole["x"][0] - whole["error_x"]["arrayminus"][0] == pytest.approx(1000 * ledger["energy_low_kwh"].sum())
+    circles = [trace for trace in traces if trace["marker"]["symbol"] == "circle"]
+    assert sum(trace["x"][0] for trace in circles) == pytest.approx(whole["x"][0])
+
+
+def test_without_anything_unseen_nothing_is_dotted(tables: dict[str, pd.DataFrame]) -> None:
+    figure = figures.interval(tables["ledger"].assign(unseen_kwh=0.0))
+    assert all(trace["mode"] == "markers" for trace in plain(figure)["data"])
+    assert [key["symbol"] for key in figure.layout.meta["legend"]] == ["interval"]
+
+
+def test_codecarbon_is_compared_with_our_meters_in_its_own_windows(tables: dict[str, pd.DataFrame]) -> None:
+    ledger = tables["ledger"]
+    ours, theirs = plain(figures.codecarbon_ratio(ledger))["data"]
+    drawn = dict(zip(theirs["y"], theirs["x"], strict=True))
+    assert drawn["train diffusion"] == pytest.approx(1.12) and drawn["generate samples"] == pytest.approx(0.9)
+    rows = ledger[ledger["stage"] == "generate_samples"]
+    high = (rows["energy_high_kwh"].sum() - rows["unseen_kwh"].sum()) / rows["energy_kwh"].sum()
+    assert 1 + ours["error_x"]["array"][theirs["y"].index("generate samples")] == pytest.approx(high)
+    unknown = figures.codecarbon_ratio(ledger.assign(codecarbon_node_kwh=math.nan))
+    assert not unknown.data and unknown.layout.annotations[0].text
 
 
 def test_the_map_shows_every_zone_once_and_rings_the_study_zone(tables: dict[str, pd.DataFrame]) -> None:

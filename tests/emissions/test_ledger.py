@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emissions.ledger import collect_attempts, collect_ledger, read_ledger, write_ledger
-from emissions.records import LEDGER_COLUMNS, append_journal, read_journal, write_record
+from emissions.records import LEDGER_COLUMNS, OUTCOMES, append_journal, read_journal, write_record
 from emissions.retries import earlier_attempts, merge
 from tests.emissions.studies import ENERGY_KWH, collect, items_of, make_plan, make_record, write_study
 from tests.emissions.test_retries import left_behind
@@ -150,7 +150,7 @@ def test_a_sum_with_an_unknown_part_is_unknown(tmp_path, plan):
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["ok", "failed", "interrupted", "terminated", "killed"]), st.floats(0, 10)),
+        st.tuples(st.sampled_from(OUTCOMES), st.floats(0, 10)),
         max_size=8,
     )
 )

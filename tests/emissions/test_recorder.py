@@ -101,9 +101,7 @@ def test_jobs_side_by_side_sum_to_the_node(environment: dict[str, str], tmp_path
     running = []
     for number in range(count):
         load = (number + 1) / (2 * count)
-        running.append(
-            jobs.start_job(tmp_path, f"job-{number}", 2.0, environment=environment, load=load, interval_s=0.5)
-        )
+        running.append(jobs.start_job(tmp_path, f"job-{number}", 2.0, environment=environment, load=load))
         time.sleep(0.1)
     assert [job.wait(60) for job in [*running, witness]] == [0] * (count + 1)
     whole = jobs.record_of(tmp_path, "witness")

@@ -22,7 +22,8 @@ def results(tmp_path_factory):
 def test_the_figures_are_those_of_the_tables(results):
     study = summarise(results)
     assert study["totals"]["energy_kwh"] == pytest.approx(total_kwh(make_plan()))
-    assert study["totals"]["codecarbon_kwh"] == pytest.approx(study["totals"]["energy_kwh"])
+    assert study["totals"]["codecarbon_kwh"] == pytest.approx(0.9 * study["totals"]["codecarbon_node_kwh"])
+    assert study["totals"]["codecarbon_node_kwh"] == pytest.approx(2 * study["totals"]["energy_kwh"])
     assert study["totals"]["car_km"] == pytest.approx(study["totals"]["emissions_g"] / 107.5)
     assert study["phases"][0]["break_even_samples"] == pytest.approx(1.776 / 4 / (0.8 / 64))  # of one of four models
     assert study["places"]["zones"] == 352
@@ -39,10 +40,37 @@ def test_the_text_fits_a_screen_and_says_what_it_rests_on(results):
         "kWh (", "g CO2e (", "km by car (107.5 g/km", "Germany (DE)", "average lifecycle", "hourly 2021-2024",
         "trained on 3 patients", "held out 1", "measured    cpu 75 % (rapl)",
         "estimated   ram 25 % (model:W per DIMM)",
-        "annual means of 2024", "352 zones", "index.html",
+        "annual means of 2024", "352 zones", "index.html", "wasted      nothing: no attempt ended early",
     ):  # fmt: skip
         assert words in text
     assert CREDIT in " ".join(text.split())
+
+
+def test_the_text_says_what_attempts_that_ended_early_took(tmp_path):
+    plan = make_plan(dims=(2,), resolutions=(32,), sizes=("nano",))
+    early = {"train_diffusion": ["killed", "failed"], "generate_samples": ["killed"]}
+    write_tables(tmp_path, plan, early=early)
+    wasted_kwh = 0.4 + 0.1 / 2  # twice half of a training, once half of a generation
+    percent = 100 * wasted_kwh / (total_kwh(plan) + wasted_kwh)
+    assert f"450 Wh ({significant(percent, 2)} %) in 3 attempts that ended early: 1 failed, 2 killed" in summary_text(
+        tmp_path
+    )
+
+
+def test_codecarbon_is_compared_over_the_rows_that_know_both(tmp_path):
+    plan = make_plan(dims=(2,), resolutions=(32,), sizes=("nano",))
+    write_tables(tmp_path, plan)
+    assert "9 stages" not in summary_text(tmp_path)
+    priced_path = tmp_path / "emissions/priced.csv"
+    priced = pd.read_csv(priced_path, keep_default_na=False, na_values=[""])
+    whole_kwh = priced["energy_kwh"].sum()
+    priced.loc[priced["stage"] == "train_diffusion", "codecarbon_node_kwh"] = None
+    priced.to_csv(priced_path, index=False)
+    ours = energy_text(2 * (whole_kwh - 0.4))
+    assert f"our meters {ours} (-10.0 %), in 9 stages" in summary_text(tmp_path)
+    priced["codecarbon_node_kwh"] = None
+    priced.to_csv(priced_path, index=False)
+    assert "CodeCarbon" not in summary_text(tmp_path)
 
 
 def test_many_samplers_do_not_flood_the_screen(results, tmp_path):
@@ -97,4 +125,4 @@ def test_units_keep_numbers_readable():
     assert mass_text(0.00042) == "420 ug"
     assert mass_text(1234.0) == "1.23 kg"
     assert mass_text(None) == "-"
-    assert energy_text(0.0) == "0 uWh"
+    assert energy_text(0.0) == "0 kWh"
