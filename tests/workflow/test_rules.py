@@ -74,12 +74,14 @@ def test_every_rule_says_what_it_does(rules):
         assert rule.docstring, rule.name
 
 
-def test_metered_rules_take_turns(rules):
+def test_jobs_run_side_by_side_and_say_which_gpus_they_need(rules):
     profile = yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text())
-    assert profile["resources"]["energy_meter"] == profile["default-resources"]["energy_meter"] == 1
+    assert "resources" not in profile and "default-resources" not in profile
     for rule in rules:
+        assert "energy_meter" not in rule.resources, rule.name
         if rule.script and rule.name not in ACCOUNTING:
-            assert "energy_meter" not in rule.resources, rule.name
+            assert "gpu" in rule.resources, rule.name
+            assert rule.resources["_cores"].raw == 1, f"{rule.name} takes both cores: no other job fits beside it"
 
 
 def imports(file: Path) -> set[str]:

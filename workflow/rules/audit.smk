@@ -15,7 +15,9 @@ rule extract_reference_features:
         codecarbon="results/cohorts/{cohort}/emissions/extract_reference_features.codecarbon.csv",
     log:
         "results/cohorts/{cohort}/logs/extract_reference_features.log",
-    threads: workflow.cores
+    threads: JOB_THREADS
+    resources:
+        gpu=1,
     params:
         plan=cohort_row,
         settings=config["audit"],
@@ -38,7 +40,9 @@ rule audit_fidelity:
         codecarbon="results/runs/{run}/emissions/audit_fidelity.codecarbon.csv",
     log:
         "results/runs/{run}/logs/audit_fidelity.log",
-    threads: workflow.cores
+    threads: JOB_THREADS
+    resources:
+        gpu=1,
     params:
         plan=run_row,
         settings=config["audit"],

@@ -21,8 +21,6 @@ rule price_ledger:
     log:
         "results/emissions/logs/price_ledger.log",
     localrule: True
-    resources:
-        energy_meter=0,
     params:
         carbon=config["carbon"],
     script:
@@ -40,8 +38,6 @@ rule compare_emissions:
     log:
         "results/emissions/logs/compare_emissions.log",
     localrule: True
-    resources:
-        energy_meter=0,
     params:
         carbon=config["carbon"],
     script:

@@ -12,6 +12,8 @@ rule fetch_images:
         codecarbon="results/images/{images}/emissions/fetch_images.codecarbon.csv",
     log:
         "results/images/{images}/logs/fetch_images.log",
+    resources:
+        gpu=0,
     params:
         plan=images_row,
         settings={key: config["images"].get(key) for key in ("name", "source", "path")},
@@ -34,7 +36,9 @@ rule prepare_cohort:
         codecarbon="results/cohorts/{cohort}/emissions/prepare_cohort.codecarbon.csv",
     log:
         "results/cohorts/{cohort}/logs/prepare_cohort.log",
-    threads: workflow.cores
+    threads: JOB_THREADS
+    resources:
+        gpu=0,
     params:
         plan=cohort_row,
         settings=config["images"],

@@ -24,6 +24,11 @@ shell.prefix(
 )
 
 
+# Jobs run side by side and share the node's energy by CPU time. Two at a time, so that what one does on a single core
+# (imports, reading, writing) overlaps the other's work.
+JOB_THREADS = max(1, workflow.cores // 2)
+
+
 wildcard_constraints:
     images="|".join(plan.images),
     cohort="|".join(plan.cohorts),
@@ -56,6 +61,10 @@ def autoencoder_row(wildcards):
 
 def model_row(wildcards):
     return plan.models[wildcards.model]
+
+
+def devices_of_model(wildcards):
+    return model_row(wildcards)["devices"]
 
 
 def run_row(wildcards):

@@ -9,6 +9,7 @@ rule build_dashboard:
     """Draw the tables and pictures on one self-contained page."""
     input:
         ledger="results/emissions/ledger.csv",
+        attempts="results/emissions/attempts.csv",
         priced="results/emissions/priced.csv",
         comparisons=expand("results/emissions/{name}.csv", name=COMPARISONS),
         plan="results/plan.csv",
@@ -25,13 +26,15 @@ rule build_dashboard:
     log:
         "results/dashboard/logs/build_dashboard.log",
     localrule: True
-    resources:
-        energy_meter=0,
     params:
         title=config["study"]["title"],
         source=source_of(
             "emissions/dashboard.py",
             "emissions/sections.py",
+            "emissions/methods_section.py",
+            "emissions/charts.py",
+            "emissions/waste.py",
+            "emissions/breakdown.py",
             "emissions/findings.py",
             "emissions/figures",
             "emissions/templates/dashboard.html",
@@ -46,6 +49,7 @@ rule print_summary:
     """Sum the study up on one screen of plain text."""
     input:
         priced="results/emissions/priced.csv",
+        attempts="results/emissions/attempts.csv",
         comparisons=expand("results/emissions/{name}.csv", name=COMPARISONS),
         plan="results/plan.csv",
         cohorts=artefacts("cohorts", "cohort.json"),
@@ -60,7 +64,5 @@ rule print_summary:
     log:
         "results/emissions/logs/print_summary.log",
     localrule: True
-    resources:
-        energy_meter=0,
     script:
         "../scripts/print_summary.py"

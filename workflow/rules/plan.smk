@@ -8,8 +8,6 @@ rule write_plan:
     log:
         "results/logs/write_plan.log",
     localrule: True
-    resources:
-        energy_meter=0,
     params:
         columns=list(COLUMNS),
         rows=plan.rows(),

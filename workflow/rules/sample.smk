@@ -14,7 +14,9 @@ rule generate_samples:
         codecarbon="results/runs/{run}/emissions/generate_samples.codecarbon.csv",
     log:
         "results/runs/{run}/logs/generate_samples.log",
-    threads: workflow.cores
+    threads: JOB_THREADS
+    resources:
+        gpu=1,
     params:
         plan=run_row,
         batch_size=lambda wildcards: config["sampling"]["batch_size"][

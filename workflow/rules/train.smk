@@ -16,7 +16,9 @@ rule train_autoencoder:
         codecarbon="results/autoencoders/{autoencoder}/emissions/train_autoencoder.codecarbon.csv",
     log:
         "results/autoencoders/{autoencoder}/logs/train_autoencoder.log",
-    threads: workflow.cores
+    threads: JOB_THREADS
+    resources:
+        gpu=1,
     params:
         plan=autoencoder_row,
         settings=config["autoencoder"],
@@ -41,7 +43,9 @@ rule encode_latents:
         codecarbon="results/autoencoders/{autoencoder}/emissions/encode_latents.codecarbon.csv",
     log:
         "results/autoencoders/{autoencoder}/logs/encode_latents.log",
-    threads: workflow.cores
+    threads: JOB_THREADS
+    resources:
+        gpu=1,
     params:
         plan=autoencoder_row,
         cohort_dir=cohort_of_autoencoder,
@@ -64,7 +68,9 @@ rule train_diffusion:
         codecarbon="results/models/{model}/emissions/train_diffusion.codecarbon.csv",
     log:
         "results/models/{model}/logs/train_diffusion.log",
-    threads: workflow.cores
+    threads: JOB_THREADS
+    resources:
+        gpu=devices_of_model,
     params:
         plan=model_row,
         settings=config["diffusion"],
