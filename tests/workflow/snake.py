@@ -10,16 +10,23 @@ BASE = ROOT / "config/config.yaml"
 TINY = ROOT / "tests/config/tiny.yaml"
 
 
+def snakemake_command(
+    folder: Path, *arguments: str | Path, configs: tuple[Path, ...] = (TINY,)
+) -> tuple[list[str | Path], dict[str, str]]:
+    """Command and environment of Snakemake with `folder` as working directory; results land there."""
+    targets = [argument for argument in arguments if not str(argument).startswith("-")]
+    flags = [argument for argument in arguments if str(argument).startswith("-")]
+    command = [sys.executable, "-m", "snakemake", *flags, "--snakefile", ROOT / "Snakefile", "--directory", folder]
+    command += ["--workflow-profile", ROOT / "profiles/default", "--cores", "2"]
+    command += ["--configfile", BASE, *configs, "--", *targets]
+    return command, {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
 def snakemake(
     folder: Path, *arguments: str | Path, configs: tuple[Path, ...] = (TINY,)
 ) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake with `folder` as working directory; results land there."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
-    command += ["--workflow-profile", ROOT / "profiles/default", "--cores", "2"]
-    command += ["--configfile", BASE, *configs, "--", *(a for a in arguments if not str(a).startswith("-"))]
-    flags = [a for a in arguments if str(a).startswith("-")]
-    command = [*command[:3], *flags, *command[3:]]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    """Run Snakemake to its end."""
+    command, environment = snakemake_command(folder, *arguments, configs=configs)
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
