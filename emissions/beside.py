@@ -25,6 +25,7 @@ class CodeCarbonBeside:
         self.settings = settings
         self.running = False
         self.done = False
+        self._reads_rapl = False
         self.result: dict[str, Any] | None = None
         self.warnings: list[str] = []
         self._begun_j: tuple[float, float, float] | None = None  # seconds, CPU and GPU joules at its start
@@ -55,6 +56,7 @@ class CodeCarbonBeside:
     def _take(self, message: Mapping[str, Any], at: tuple[float, float, float]) -> None:
         if "started" in message:
             self.running, self._begun_j = True, at
+            self._reads_rapl = message["cpu_is_rapl"]
         elif "result" in message:
             self.result, self.done = dict(message["result"]), True
         else:
@@ -62,11 +64,14 @@ class CodeCarbonBeside:
             self.done = True
 
     def stop(self, at: tuple[float, float, float]) -> None:
-        """Ask for its figures; they come as output. at: as in `read`."""
-        if self._begun_j is not None:
-            self._between_j = (at[0] - self._begun_j[0], at[1] - self._begun_j[1], at[2] - self._begun_j[2])
-        if self._process.stdin is not None and not self._process.stdin.closed:
-            self._process.stdin.close()
+        """Ask for its figures; they come as output. Where it has not begun by now, it has none. at: as in `read`."""
+        if self._begun_j is None:
+            self.done = True
+            self._process.kill()
+            return
+        self._between_j = (at[0] - self._begun_j[0], at[1] - self._begun_j[1], at[2] - self._begun_j[2])
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
     def _ended(self) -> None:
         if not self.done:
@@ -84,20 +89,26 @@ class CodeCarbonBeside:
         if self._between_j is None or self.result is None:
             return []
         seconds, cpu_j, gpu_j = self._between_j
-        reads_rapl = self.settings["cpu_tdp_w"] is None
         return disagreements(
             self.result,
             window_s=seconds,
-            cpu_j=cpu_j if reads_rapl else None,
+            cpu_j=cpu_j if self._reads_rapl and self.settings["cpu_tdp_w"] is None else None,
             gpu_j=gpu_j,
             ram_w=self.settings["ram_w"],
         )
 
-    def close(self, *, kill: bool = False) -> None:
-        """Let go of the process, whose time then counts as the recorder's. Idempotent."""
-        if kill and self._process.poll() is None:
-            self._process.kill()
+    def give_up(self, seconds: float) -> None:
+        """It has not answered for so long."""
+        self.warnings.append(f"CodeCarbon gave no result in {seconds:.0f} s")
+        self.done = True
+        self._process.kill()
+
+    def close(self) -> None:
+        """Nothing more is read from it."""
         for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None and not stream.closed:
+            if stream is not None:
                 stream.close()
-        self._process.wait()
+
+    def has_ended(self) -> bool:
+        """Whether the process is gone; its CPU time is then among that of the recorder's children."""
+        return self._process.poll() is not None

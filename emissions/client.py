@@ -34,6 +34,7 @@ START_S = 10.0  # how long a recorder may take to answer for the first time, on 
 REPLY_S = 15.0
 POLL_S = 0.003
 TRIES = 3
+LONGEST_SOCKET_PATH = 107  # sun_path of unix(7), less its end
 
 # One recorder serves the jobs that see the same hardware in the same way: these tell that they may not.
 _SIGHT = ("LD_LIBRARY_PATH", "LD_PRELOAD", "FOOTPRINT_POWERCAP")
@@ -82,6 +83,9 @@ class Session:
             try:
                 self._socket = connected(self._settings)
                 return self._socket, self._ask("hello", START_S)
+            except TimeoutError as error:
+                logger.info("no recorder came up (%s)", error)
+                break
             except (OSError, RecorderLostError) as error:  # it may have been about to leave
                 logger.info("the recorder did not answer (%s)", error)
         logger.warning("no recorder can be started beside this job; it is metered from inside")
@@ -198,6 +202,8 @@ def _namespace(kind: str) -> str:
 def connected(settings: MeterSettings) -> socket.socket:
     """A connection to the recorder of this node, which is started if there is none. Raises OSError."""
     path = runtime_folder() / f"{_key()}.sock"
+    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+        raise OSError(f"{path} is too long for a socket; set FOOTPRINT_RUNTIME_DIR to a shorter one")
     try:
         return _connect(path)
     except OSError:
@@ -213,7 +219,8 @@ def connected(settings: MeterSettings) -> socket.socket:
                 return _connect(path)
             except OSError:
                 if time.monotonic() > deadline_s:
-                    raise
+                    log = path.with_suffix(".log")
+                    raise TimeoutError(f"nothing listens at {path} after {START_S:.0f} s; see {log}") from None
                 time.sleep(POLL_S)
 
 

@@ -38,7 +38,7 @@ class HeldGpu:
     integral_j: float | None = 0.0  # of the device, likewise
 
 
-@dataclass
+@dataclass(eq=False)
 class OpenAttempt:
     """An attempt whose window is open: who it is, what it holds, what it has used."""
 

@@ -80,6 +80,7 @@ class Recorder:
         self._touch_s = min(self.node.sensors.longest_gap_s, settings.interval_s)
         self._alone_since_s = time.monotonic()
         self._listener: socket.socket | None = None
+        self._ending: list[CodeCarbonBeside] = []  # which have told what they had to
 
     def listen(self, listener: socket.socket) -> None:
         """Take jobs from a listening socket."""
@@ -134,6 +135,7 @@ class Recorder:
             self.node.sensors.touch()
         for job in [job for job in self.jobs if now_s >= job.deadline_s]:
             self._give_up_waiting(job)
+        self._ending = [beside for beside in self._ending if not beside.has_ended()]
 
     def _guarded(self, act: Callable[[], None]) -> None:
         try:
@@ -238,11 +240,12 @@ class Recorder:
         job.connection = None
         if job.attempt is None:
             self._forget(job)
-        elif job.pidfd < 0 and not job.outcome:
+        elif job.pidfd < 0:
             self._process_ended(job)
 
     def _process_ended(self, job: Job) -> None:
-        self._unwatch(job.pidfd)
+        if job.pidfd >= 0:
+            self._unwatch(job.pidfd)
         if not job.outcome:
             self._end_window(job, "killed")
             return
@@ -254,30 +257,31 @@ class Recorder:
         assert job.attempt is not None
         job.outcome = outcome
         self.node.close(job.attempt)
-        if job.codecarbon is None or job.codecarbon.done:
-            self._settle(job)
-            return
-        job.codecarbon.stop(job.used())
-        job.deadline_s = time.monotonic() + CODECARBON_S
+        if job.codecarbon is not None and not job.codecarbon.done:
+            job.codecarbon.stop(job.used())
+            job.deadline_s = time.monotonic() + CODECARBON_S
+        self._settle_if_known(job)
 
     def _codecarbon_says(self, job: Job) -> None:
         assert job.codecarbon is not None
         if not job.codecarbon.running:
             self.node.read()  # its window opens now
         job.codecarbon.read(job.used())
-        if job.codecarbon.done:
-            self._unwatch(job.codecarbon.output)
-            job.codecarbon.close()
-            if job.outcome:
-                self._settle(job)
+        self._settle_if_known(job)
 
     def _give_up_waiting(self, job: Job) -> None:
         assert job.codecarbon is not None
-        job.codecarbon.warnings.append(f"CodeCarbon gave no result in {CODECARBON_S:.0f} s")
-        job.codecarbon.done = True
-        self._unwatch(job.codecarbon.output)
-        job.codecarbon.close(kill=True)
-        self._settle(job)
+        job.codecarbon.give_up(CODECARBON_S)
+        self._settle_if_known(job)
+
+    def _settle_if_known(self, job: Job) -> None:
+        beside = job.codecarbon
+        if beside is not None and beside.done and beside not in self._ending:
+            self._unwatch(beside.output)
+            beside.close()
+            self._ending.append(beside)
+        if job.outcome and (beside is None or beside.done):
+            self._settle(job)
 
     def _settle(self, job: Job) -> None:
         """Everything is known: make the record, and give it to the job, or to the journal if there is none left."""

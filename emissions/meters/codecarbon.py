@@ -1,31 +1,37 @@
-"""CodeCarbon's offline tracker beside our own meters: a second opinion on the same window, and its own row of
-figures.
+"""CodeCarbon's offline tracker beside our own meters: a second opinion on the same window, and its own row of figures.
 
-Our figures are the ledger's; CodeCarbon's total is `codecarbon_kwh`. Its arguments are all given, and no
-config file or environment variable of the user reaches it, so two machines track alike. It never sees the
-network. Nothing it does may harm the job: whatever it raises becomes a warning.
+Our figures are the ledger's; CodeCarbon's total is `codecarbon_kwh`. Its arguments are all given, and no config file
+or environment variable of the user reaches it, so two machines track alike. It never sees the network.
 
-It runs by `start()` and `stop()`. `start_task()` stops its sampler and then loses RAPL energy at the second
-wrap.
+It runs in a process of its own, so that neither its threads nor its failures are the job's:
+
+    python -m emissions.meters.codecarbon '{"ram_w": 20.0, "cpu_tdp_w": null, "gpu_indices": [0], "longest_gap_s": 30}'
+
+starts one tracker (`start_tracker` has the settings) and writes one line, `{"started": true, "cpu_is_rapl": ...}`;
+waits for a line, or the end, of its standard input; stops the tracker, writes one line `{"result": {its columns}}`,
+and exits with 0. A failure is `{"failed": "why"}` in place of either line. SIGINT and SIGTERM are left to whoever
+started it.
+
+It runs by `start()` and `stop()`. `start_task()` stops its sampler and then loses RAPL energy at the second wrap.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import logging
+import json
+import os
+import signal
+import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-
-import psutil
 
 from emissions.files import atomic_path
 from emissions.meters.base import J_PER_KWH
-from emissions.meters.model import cpu_model_name
-
-logger = logging.getLogger(__name__)
+from emissions.meters.processor import default_tdp, processor
 
 # Its periodic sampler and stop() do not exclude each other: where they meet, a modelled interval is counted
 # twice. Without RAPL no tick is needed (counters and CPU time are differences, and its load monitor runs at 1
@@ -34,125 +40,59 @@ TICK_WITHOUT_RAPL_S = 3600.0
 SHORTEST_TICK_S = 0.2
 
 COUNTRY_ISO_CODE = "DEU"  # prices its `emissions` column only, which nothing of ours reads
-DEFAULT_W_PER_THREAD = 4.0  # CodeCarbon's figure for processors that it does not know
 
-# Agreement: 2 %, plus the time by which its window is longer than ours, plus this slack for its slow stop
-# (it reads its clock for `duration` some 0.1 s after its last measurement).
+# Agreement: 2 %, plus the time by which its window is longer than ours, plus this slack: counters of GPUs step by up
+# to 0.1 s at each edge, and it skips a last measurement that would come within 0.05 s of the one before.
 RELATIVE_TOLERANCE = 0.02
 SLACK_S = 0.25
 
-
-class CodeCarbonMeter:
-    """One tracker over one window: `start()`, `stop()`, then `energy_kwh`, `write_csv()` and
-    `disagreements()`."""
-
-    def __init__(
-        self,
-        *,
-        ram_w: float,
-        cpu_tdp_w: float | None = None,
-        gpu_indices: list[int] | None = None,
-        longest_gap_s: float = float("inf"),
-    ) -> None:
-        """
-        Args:
-            ram_w: watts that CodeCarbon is told for the RAM: they make its RAM energy a check of its
-                time-keeping.
-            cpu_tdp_w: watts of the config, only where there is no RAPL (they would switch CodeCarbon's RAPL
-                off).
-            gpu_indices: NVML indices of the GPUs of this job.
-            longest_gap_s: the longest time between readings in which no counter can wrap unseen.
-        """
-        self.ram_w = ram_w
-        self.warnings: list[str] = []
-        self.result: dict[str, Any] | None = None
-        self._tracker: Any = None
-        self._folder = tempfile.TemporaryDirectory(prefix="codecarbon-", ignore_cleanup_errors=True)
-        self._arguments = tracker_arguments(
-            output_dir=self._folder.name,
-            force_ram_power=ram_w,
-            force_cpu_power=cpu_tdp_w,
-            gpu_ids=gpu_indices or [],
-            measure_power_secs=min(max(longest_gap_s, SHORTEST_TICK_S), TICK_WITHOUT_RAPL_S),
-        )
-
-    def start(self) -> None:
-        """Open the tracker. Its failure is a warning."""
-        try:
-            with _quiet_start():
-                from codecarbon import OfflineEmissionsTracker
-
-                self._tracker = OfflineEmissionsTracker(**self._arguments)
-                self._tracker.start()
-        except Exception as error:  # whatever it is, it is not the job's
-            self._tracker = None
-            self._failed("did not start", error)
-
-    def stop(self) -> None:
-        """Close the tracker and take its figures. Its failure is a warning."""
-        try:
-            if self._tracker is not None:
-                self._tracker.stop()
-                # stop() keeps its exceptions to itself, so the figures may not be there
-                self.result = dict(self._tracker.final_emissions_data.values)
-        except Exception as error:  # as above
-            self._failed("gave no result", error)
-        finally:
-            self._tracker = None
-            self._folder.cleanup()
-
-    def _failed(self, what: str, error: Exception) -> None:
-        logger.info("CodeCarbon %s", what, exc_info=True)
-        self.warnings.append(
-            f"CodeCarbon {what} ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-        )
-
-    @property
-    def energy_kwh(self) -> float | None:
-        """Its total over all components; None if it failed."""
-        return None if self.result is None else float(self.result["energy_consumed"])
-
-    def write_csv(self, path: Path) -> None:
-        """Its row in its own columns, as its own output would write it; only the header if it failed."""
-        with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, fieldnames=list(self.result) if self.result else _columns())
-            writer.writeheader()
-            if self.result:
-                writer.writerow(self.result)
-
-    def disagreements(
-        self, *, duration_s: float, cpu_j: float | None, cpu_is_rapl: bool, gpu_j: float | None
-    ) -> list[str]:
-        """One line for each of its figures that known watts or our own counter contradict.
-
-        RAM: known watts x its own duration; it differs where an interval was lost or counted twice. GPU: our
-        counter.
-        CPU: our RAPL, only where both read it (its load model is cubic, ours is linear: not comparable).
-        """
-        if self.result is None:
-            return []
-        own_s = float(self.result["duration"])
-        longer_s = max(own_s - duration_s, 0.0) + SLACK_S
-        lines = [
-            _compare(
-                "RAM",
-                float(self.result["ram_energy"]) * J_PER_KWH,
-                self.ram_w * own_s,
-                own_s,
-                SLACK_S,
-                "known watts",
-            )
-        ]
-        if gpu_j is not None:
-            gpu_cc_j = float(self.result["gpu_energy"]) * J_PER_KWH
-            lines.append(_compare("GPU", gpu_cc_j, gpu_j, duration_s, longer_s, "our NVML readings"))
-        if cpu_is_rapl and cpu_j is not None:
-            cpu_cc_j = float(self.result["cpu_energy"]) * J_PER_KWH
-            lines.append(_compare("CPU", cpu_cc_j, cpu_j, duration_s, longer_s, "our RAPL readings"))
-        return [line for line in lines if line]
+Result = Mapping[str, Any]
 
 
-def _compare(what: str, theirs_j: float, ours_j: float, duration_s: float, slack_s: float, reference: str) -> str:
+def write_csv(path: Path, result: Result | None) -> None:
+    """Its row in its own columns, as its own output would write it; only the header if it failed."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(result) if result else _columns())
+        writer.writeheader()
+        if result:
+            writer.writerow(result)
+
+
+def _columns() -> list[str]:
+    from codecarbon.output_methods.emissions_data import EmissionsData
+
+    return list(EmissionsData.__dataclass_fields__)
+
+
+def disagreements(
+    result: Result, *, window_s: float, cpu_j: float | None, gpu_j: float | None, ram_w: float | None
+) -> list[str]:
+    """One line for each of its figures that known watts or our own counter contradict.
+
+    Args:
+        result: its row.
+        window_s: length of our own window around the same time.
+        cpu_j: our RAPL reading in that window, only where both read RAPL (its load model is cubic, ours is linear).
+        gpu_j: our reading of the same GPUs.
+        ram_w: the watts that it was told. Its RAM energy is these times its own duration, unless an interval was lost
+            or counted twice.
+
+    None: not comparable.
+    """
+    own_s = float(result["duration"])
+    longer_s = max(own_s - window_s, 0.0) + SLACK_S
+    lines = []
+    if ram_w is not None:
+        lines.append(_compare("RAM", result, ram_w * own_s, own_s, SLACK_S, "known watts"))
+    if gpu_j is not None:
+        lines.append(_compare("GPU", result, gpu_j, window_s, longer_s, "our readings"))
+    if cpu_j is not None:
+        lines.append(_compare("CPU", result, cpu_j, window_s, longer_s, "our RAPL readings"))
+    return [line for line in lines if line]
+
+
+def _compare(what: str, result: Result, ours_j: float, duration_s: float, slack_s: float, reference: str) -> str:
+    theirs_j = float(result[f"{what.lower()}_energy"]) * J_PER_KWH
     slack_j = slack_s * ours_j / duration_s if duration_s > 0 else 0.0
     if abs(theirs_j - ours_j) <= RELATIVE_TOLERANCE * ours_j + slack_j:
         return ""
@@ -193,34 +133,107 @@ def tracker_arguments(**own: Any) -> dict[str, Any]:
         "logging_logger": None,
         "logger_preamble": "",
         "log_level": "error",
-        "allow_multiple_runs": True,  # False would replace the job's signal handlers
+        "allow_multiple_runs": True,  # False would replace signal handlers
         "metadata": None,
         **own,
     }
 
 
-@contextmanager
-def _quiet_start() -> Iterator[None]:
-    """Start CodeCarbon without the user's settings, its chatter and py-cpuinfo's second of start-up.
+def start_tracker(
+    folder: str,
+    *,
+    ram_w: float,
+    cpu_tdp_w: float | None = None,
+    gpu_indices: Sequence[int] = (),
+    longest_gap_s: float = TICK_WITHOUT_RAPL_S,
+) -> Any:
+    """A running tracker. Raises whatever CodeCarbon does.
 
-    * Config files and CODECARBON_* variables are merged in one function, which answers nothing here: an
-      argument that a later version adds keeps CodeCarbon's default.
-    * py-cpuinfo starts processes to find the processor's name (1.2 s in every job). CodeCarbon wants
-      `brand_raw` alone, which the kernel tells. The function is put back afterwards.
+    Args:
+        folder: where its own files would go, were there any.
+        ram_w: watts that CodeCarbon is told for the RAM: they make its RAM energy a check of its time-keeping.
+        cpu_tdp_w: watts of a modelled CPU, only where there is no RAPL (they would switch CodeCarbon's RAPL off).
+        gpu_indices: NVML indices of the GPUs to read.
+        longest_gap_s: the longest time between readings in which no counter can wrap unseen.
     """
+    with _quick_and_quiet(cpu_tdp_w):
+        from codecarbon import OfflineEmissionsTracker
+
+        tracker = OfflineEmissionsTracker(
+            **tracker_arguments(
+                output_dir=folder,
+                force_ram_power=ram_w,
+                force_cpu_power=cpu_tdp_w,
+                gpu_ids=list(gpu_indices),
+                measure_power_secs=min(max(longest_gap_s, SHORTEST_TICK_S), TICK_WITHOUT_RAPL_S),
+            )
+        )
+        tracker.start()
+    return tracker
+
+
+def prepare_stop(tracker: Any) -> None:
+    """Let a running tracker look its country up now.
+
+    It would do so in stop(), between its last measurement and its reading of the clock, and with 0.6 s of imports
+    (pandas, for tables of clouds and processors that are not asked for; HTTP libraries). Where a later version does
+    it otherwise, stop() is slower and no figure changes.
+    """
+    with contextlib.suppress(Exception):
+        import codecarbon.input
+
+        with _replaced(codecarbon.input, "_load_static_data", _load_countries):
+            tracker._ensure_geo_metadata()
+            tracker._ensure_emissions_engine()
+
+
+def _load_countries() -> None:
+    import codecarbon.input as source
+
+    path = source._get_resource_path("data/private_infra/global_energy_mix.json")
+    source._CACHE["global_energy_mix"] = json.loads(path.read_text(encoding="utf-8"))
+
+
+def stop_tracker(tracker: Any) -> dict[str, Any]:
+    """Its row. Raises AttributeError where it has kept an exception of stop() to itself."""
+    tracker.stop()
+    return dict(tracker.final_emissions_data.values)
+
+
+def _reads_rapl(tracker: Any) -> bool:
+    return any(getattr(part, "_mode", "") == "intel_rapl" for part in tracker._hardware)
+
+
+@contextlib.contextmanager
+def _quick_and_quiet(cpu_tdp_w: float | None) -> Iterator[None]:
+    """Start CodeCarbon without the user's settings, its chatter and two seconds of start-up.
+
+    * Config files and CODECARBON_* variables are merged in one function, which answers nothing here: an argument
+      that a later version adds keeps CodeCarbon's default.
+    * py-cpuinfo starts processes to find the processor's name (1.2 s), and CodeCarbon looks up its TDP with pandas
+      (0.4 s) even where it is told the watts. The kernel tells the name, and our own table the watts.
+    """
+    import codecarbon.core.resource_tracker
     import codecarbon.emissions_tracker
     import cpuinfo
     from codecarbon.external.logger import set_logger_level
 
+    cpu = processor()
+
+    def tdp_per_socket(_: Any) -> SimpleNamespace:
+        watts = default_tdp(cpu).watts if cpu_tdp_w is None else cpu_tdp_w
+        return SimpleNamespace(model=cpu.name, tdp=watts / cpu.sockets)
+
     set_logger_level("error")  # the tracker sets it too, after its first lines
     with (
         _replaced(codecarbon.emissions_tracker, "get_hierarchical_config", dict),
-        _replaced(cpuinfo, "get_cpu_info", lambda: {"brand_raw": cpu_model_name()}),
+        _replaced(cpuinfo, "get_cpu_info", lambda: {"brand_raw": cpu.name}),
+        _replaced(codecarbon.core.resource_tracker, "get_cached_tdp", tdp_per_socket),
     ):
         yield
 
 
-@contextmanager
+@contextlib.contextmanager
 def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
     original = getattr(module, name)  # raises where a later version has moved it: better no figure than a wrong one
     setattr(module, name, value)
@@ -230,34 +243,43 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
         setattr(module, name, original)
 
 
-def default_cpu_tdp_w() -> float:
-    """Thermal design power of this machine by CodeCarbon's table, all sockets; 4 W per thread if unknown."""
-    threads = psutil.cpu_count() or 1
-    try:
-        with _quiet_start():
-            from codecarbon.core import cpu, hardware_cache, util
-
-            tdp_w = hardware_cache.get_cached_tdp(cpu).tdp  # the tracker reuses the same look-up
-            unknown_w = util.count_cpus() * DEFAULT_W_PER_THREAD
-            # CodeCarbon's default covers the threads of all sockets already
-            return float(tdp_w) if tdp_w == unknown_w else float(tdp_w) * util.count_physical_cpus()
-    except Exception:  # an estimate is wanted, whatever CodeCarbon stumbles over
-        logger.info("CodeCarbon gave no thermal design power", exc_info=True)
-        return threads * DEFAULT_W_PER_THREAD
-
-
-def default_ram_w() -> float:
-    """CodeCarbon's watts for this machine's memory (or this SLURM job's): 5 W per assumed DIMM on x86."""
-    try:
-        from codecarbon.external.ram import RAM
-
-        return float(RAM(tracking_mode="machine").total_power().W)
-    except Exception:  # as above
-        logger.info("CodeCarbon gave no RAM power", exc_info=True)
-        return 10.0  # its smallest x86 figure, two DIMMs
+def main(arguments: list[str]) -> int:
+    """The process: settings as JSON in the first argument, lines of JSON on standard output. Returns its exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    answer = _own_output()
+    with tempfile.TemporaryDirectory(prefix="codecarbon-", ignore_cleanup_errors=True) as folder:
+        try:
+            tracker = start_tracker(folder, **json.loads(arguments[0]))
+            answer({"started": True, "cpu_is_rapl": _reads_rapl(tracker)})
+        except Exception as error:  # whatever it is, it is not the job's
+            answer({"failed": _described("did not start", error)})
+            return 0
+        prepare_stop(tracker)
+        sys.stdin.readline()
+        try:
+            answer({"result": stop_tracker(tracker)})
+        except Exception as error:  # as above
+            answer({"failed": _described("gave no result", error)})
+    return 0
 
 
-def _columns() -> list[str]:
-    from codecarbon.output_methods.emissions_data import EmissionsData
+def _own_output() -> Callable[[dict[str, Any]], None]:
+    """Writes to standard output, which is for our lines alone: whatever libraries print goes to standard error."""
+    output = os.dup(1)
+    os.dup2(2, 1)
 
-    return list(EmissionsData.__dataclass_fields__)
+    def answer(line: dict[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+            os.write(output, (json.dumps(line, default=str) + "\n").encode())
+
+    return answer
+
+
+def _described(what: str, error: Exception) -> str:
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"{what} ({type(error).__name__}: {first_line})"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

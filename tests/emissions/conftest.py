@@ -9,7 +9,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from emissions.meters import rapl
+from emissions.meters import amd, nvml, rapl
 from tests.standins.hardware import RaplTree, build_nvml
 
 
@@ -24,6 +24,7 @@ def nvml_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def gpus(nvml_folder: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Two GPUs of 250 and 260 W in this process; `gpus.setenv("FAKE_NVML_...")` changes them."""
+    monkeypatch.setattr(nvml, "_library_is_installed", lambda: True)
     monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(nvml_folder / "libnvidia-ml.so.1")))
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -50,8 +51,11 @@ def advanced_on_read(monkeypatch: pytest.MonkeyPatch) -> Callable[[RaplTree], Ra
 
 @pytest.fixture
 def no_sensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without GPU and without RAPL, whatever this one has."""
+    """A machine without GPU and without RAPL, whatever this one has, in this process and (RAPL) in its children."""
     monkeypatch.setattr(rapl, "POWERCAP_FOLDER", tmp_path / "no-powercap")
+    monkeypatch.setenv("FOOTPRINT_POWERCAP", str(tmp_path / "no-powercap"))
+    monkeypatch.setattr(amd, "KERNEL_DRIVER", tmp_path / "no-kfd")
+    monkeypatch.setattr(nvml, "_library_is_installed", lambda: False)
     monkeypatch.setattr(pynvml, "nvmlLib", None)
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
     monkeypatch.setattr(pynvml, "CDLL", _no_library)

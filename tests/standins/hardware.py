@@ -1,15 +1,17 @@
-"""Stand-in hardware of known watts (an NVML library, a RAPL tree) and a stand-in for Snakemake's script
-object."""
+"""Stand-in hardware of known watts (an NVML library, a RAPL tree) and a stand-in for Snakemake's script object."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import threading
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import Any
+
+from tests.standins.rapl import RaplTree as RaplTree  # beside the other stand-ins
 
 STANDINS = Path(__file__).parent
 REPOSITORY = STANDINS.parents[1]
@@ -44,73 +46,81 @@ def build_nvml(folder: Path) -> Path:
     """Compile the NVML stand-in into `folder`, with an `nvidia-smi` beside it: CodeCarbon looks for both."""
     library = folder / "libnvidia-ml.so.1"
     command = ["gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1"]
-    subprocess.run([*command, "-o", str(library), str(STANDINS / "nvml.c")], check=True)
+    subprocess.run([*command, "-o", str(library), str(STANDINS / "nvml.c"), "-lm", "-lpthread"], check=True)
     smi = folder / "nvidia-smi"
     smi.write_text("#!/bin/sh\nexit 0\n")
     smi.chmod(0o755)
     return library
 
 
-class RaplTree:
-    """A powercap tree as sysfs shows it, whose counters run at known watts and wrap at `range_j`.
+@dataclass(frozen=True)
+class PowerProfile:
+    """What the NVML stand-in's GPUs draw: for each GPU, its watts from given seconds after `start_s` on.
 
-    Each package has `core` inside it and the machine has `psys`, which a meter must not add to the packages.
+    Attributes:
+        points: for each GPU, pairs of seconds and watts, sorted; 0 W before the first.
+        start_s: `time.monotonic()` at which all times begin.
+        period_s: all profiles repeat after so long; None: the last watts stay.
+        options: other lines of the stand-in's file, as `{"counter_update_ms": 100}` (see nvml.c).
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        package_w: tuple[float, ...] = (50.0,),
-        dram_w: float | None = None,
-        range_j: float = 10.0,
-    ) -> None:
-        self.folder = folder
-        self._range_uj = int(range_j * 1e6)
-        self._counters: list[tuple[Path, float]] = []
-        for number, watts in enumerate(package_w):
-            package = folder / "intel-rapl" / f"intel-rapl:{number}"
-            self._add(package, f"package-{number}", watts)
-            self._add(package / f"intel-rapl:{number}:0", "core", watts / 2)
-            if dram_w is not None:
-                self._add(package / f"intel-rapl:{number}:1", "dram", dram_w)
-        self._add(folder / "intel-rapl" / f"intel-rapl:{len(package_w)}", "psys", 2 * sum(package_w))
-        for domain in sorted((folder / "intel-rapl").rglob("intel-rapl:*")):
-            (folder / domain.name).symlink_to(domain)
-        self._start_s = time.monotonic()
-        self._lock = threading.Lock()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+    points: Sequence[Sequence[tuple[float, float]]]
+    start_s: float
+    period_s: float | None = None
+    options: Mapping[str, float] = field(default_factory=dict)
 
-    def _add(self, domain: Path, name: str, watts: float) -> None:
-        domain.mkdir(parents=True)
-        (domain / "name").write_text(name + "\n")
-        (domain / "max_energy_range_uj").write_text(f"{self._range_uj}\n")
-        self._counters.append((domain / "energy_uj", watts))
-        (domain / "energy_uj").write_text("0\n")
+    def write(self, path: Path) -> None:
+        """For FAKE_NVML_FILE, in one step: a process may be reading it."""
+        lines = [f"{name} {value!r}" for name, value in self.options.items()]
+        lines += [f"start_s {self.start_s!r}", f"period_s {self.period_s or 0!r}"]
+        lines += [f"{gpu} {s!r} {watts!r}" for gpu, points in enumerate(self.points) for s, watts in points]
+        temporary = path.with_name(f"{path.name}.next")
+        temporary.write_text("\n".join(lines) + "\n")
+        temporary.replace(path)
 
-    def advance(self, elapsed_s: float | None = None) -> None:
-        """Set every counter to the present, or to a time since the tree was made."""
-        with self._lock:
-            if elapsed_s is None:
-                elapsed_s = time.monotonic() - self._start_s
-            for path, watts in self._counters:
-                temporary = path.with_name("next")
-                temporary.write_text(f"{int(elapsed_s * watts * 1e6) % self._range_uj}\n")
-                temporary.replace(path)  # a reader sees the old number or the new one, never half of one
+    def joules(self, gpu: int, from_s: float, to_s: float) -> float:
+        """Exact energy of a GPU between two instants of `time.monotonic()`."""
+        return self._total_j(gpu, to_s - self.start_s) - self._total_j(gpu, from_s - self.start_s)
 
-    def _run(self) -> None:
-        while not self._stopping.wait(0.003):
-            self.advance()
+    def _total_j(self, gpu: int, s: float) -> float:
+        if not self.period_s:
+            return self._once_j(gpu, s)
+        periods, rest_s = divmod(max(s, 0.0), self.period_s)
+        return periods * self._once_j(gpu, self.period_s) + self._once_j(gpu, rest_s)
 
-    def __enter__(self) -> RaplTree:
-        self._thread.start()
-        return self
+    def _once_j(self, gpu: int, s: float) -> float:
+        starts = [at_s for at_s, _ in self.points[gpu]]
+        ends = [*starts[1:], float("inf")]
+        watts = [watts for _, watts in self.points[gpu]]
+        return sum(w * (min(end, s) - start) for w, start, end in zip(watts, starts, ends, strict=True) if start < s)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stopping.set()
-        self._thread.join()
+
+def with_powercap(folder: Path, command: Sequence[str]) -> list[str]:
+    """`command` in a mount namespace of its own, where `folder` is /sys/class/powercap.
+
+    Where the machine has no such folder, nothing else is in /sys/class there.
+
+    Raises:
+        RuntimeError: where this user may not make one.
+    """
+    mount = """
+        if ! [ -d /sys/class/powercap ]; then mount -t tmpfs none /sys/class; mkdir /sys/class/powercap; fi
+        mount --bind "$0" /sys/class/powercap
+        exec "$@"
+    """
+    inside = [
+        "unshare",
+        "--mount",
+        *([] if os.geteuid() == 0 else ["--map-root-user"]),
+        "sh",
+        "-ec",
+        mount,
+        str(folder),
+    ]
+    tried = subprocess.run([*inside, "true"], capture_output=True, text=True)
+    if tried.returncode:
+        raise RuntimeError(f"a mount namespace needs root or user namespaces: {tried.stderr.strip()}")
+    return [*inside, *command]
 
 
 class Named(list[Any]):
@@ -148,7 +158,10 @@ def fake_snakemake(results: Path, item: str = "unet-nano-ct-2d-64-x1-s0", **chan
 
 
 def standin_environment(nvml_folder: Path, **settings: str) -> dict[str, str]:
-    """The environment of a process that finds the NVML stand-in, as a container with one GPU driver would."""
+    """The environment of a process that finds the NVML stand-in, as a container with one GPU driver would.
+
+    Settings are variables, of the stand-in (FAKE_NVML_...) or of the project (FOOTPRINT_RUNTIME_DIR).
+    """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("FAKE_NVML")}
     environment.pop("CUDA_VISIBLE_DEVICES", None)
     environment |= {
