@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +48,19 @@ def start_job(
     load: float = 0.0,
     threads: int = 1,
     imports: bool = False,
+    inside: Callable[[list[str]], list[str]] = list,
     **metering: Any,
 ) -> subprocess.Popen[str]:
-    """A process that is stage `train_diffusion` of `item` for some seconds, under a load of 0 to 1 CPU."""
+    """A process that is stage `train_diffusion` of `item` for some seconds, under a load of 0 to 1 CPU.
+
+    inside: makes the command one that runs it somewhere else, in a namespace for instance.
+    """
     settings = {
         "results": str(results), "item": item, "seconds": seconds, "load": load, "threads": threads,
         "imports": imports, "metering": {"codecarbon": False} | metering,
     }  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, "-c", JOB, json.dumps(settings)],
+        inside([sys.executable, "-c", JOB, json.dumps(settings)]),
         env={**environment, "PYTHONPATH": str(REPOSITORY)},
         text=True,
         stdout=subprocess.PIPE,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +20,14 @@ from emissions import records, retries
 from emissions.client import attempt_folders
 from emissions.meters.base import J_PER_KWH
 from tests.emissions import jobs
-from tests.standins.hardware import PowerProfile, RaplTree, fake_snakemake, standin_environment
+from tests.standins.hardware import (
+    REPOSITORY,
+    PowerProfile,
+    RaplTree,
+    fake_snakemake,
+    standin_environment,
+    with_powercap,
+)
 
 KILLS = 100
 WATTS = 250.0
@@ -89,6 +98,39 @@ def test_within_half_a_percent_over_a_minute_on_one_and_four_gpus_and_with_rapl_
     )
     assert joules(record, "ram") == pytest.approx(2 * 8 * record["duration_s"], rel=0.005)
     assert joules(record, "psys") == pytest.approx(100 * record["duration_s"], rel=0.005)
+
+
+def test_codecarbon_and_we_differ_on_one_run_by_no_more_than_a_sampling_interval(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Both read the GPU's counter and RAPL; it, unmodified, finds them where a real machine has them."""
+    folder = tmp_path / "powercap"
+    command = [sys.executable, "-m", "tests.standins.rapl", str(folder), "--package-w", "50", "--range-j", "50"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as tree:
+        assert tree.stdout is not None and tree.stdout.readline() == "ready\n"
+        environment.pop("FOOTPRINT_POWERCAP")
+        job = jobs.start_job(
+            tmp_path,
+            "both",
+            8.0,
+            environment=environment,
+            threads=2,
+            codecarbon=True,
+            inside=lambda command: with_powercap(folder, command),
+        )
+        assert job.wait(60) == 0
+        tree.communicate()
+    record = jobs.record_of(tmp_path, "both")
+    with Path(fake_snakemake(tmp_path, "both").output.codecarbon).open(newline="") as stream:
+        theirs = next(csv.DictReader(stream))
+    assert (record["cpu_method"], record["gpu_method"]) == ("rapl", "nvml:energy-counter")
+    interval_s = 1.0  # the default
+    node_cpu_j = joules(record, "cpu") - joules(record, "startup") + joules(record, "metering") + joules(record, "rest")
+    for ours_j, part, watts in ((joules(record, "gpu"), "gpu", WATTS), (node_cpu_j, "cpu", 50.0)):
+        assert abs(float(theirs[f"{part}_energy"]) * J_PER_KWH - ours_j) <= watts * interval_s, part
+    # over its own window they agree but for the time between its last reading and its word
+    assert record["codecarbon_kwh"] == pytest.approx(record["codecarbon_node_kwh"], rel=0.05)
+    assert "CodeCarbon" not in record["warnings"]
 
 
 # --- side by side -------------------------------------------------------------------------------------------
