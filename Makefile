@@ -45,8 +45,11 @@ dashboard: $(BIN)/.study  ## serve the dashboard of the last study on 127.0.0.1
 report: $(BIN)/.study ## Snakemake's own report of the last study, with provenance: results/report.html
 	@$(SNAKEMAKE) --report results/report.html
 
-constraints: $(BIN)/.dev  ## rewrite constraints.txt from what is installed
-	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.txt
+constraints:          ## rewrite constraints.txt with what all extras bring, the pins that are there kept
+	$(PYTHON) -m venv .venv-all
+	.venv-all/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,bench]"
+	.venv-all/bin/python -m pip freeze --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.txt
+	rm -rf .venv-all
 
 clean:                ## remove the environment and all results
 	rm -rf .venv .snakemake results/*/ results/*.csv results/*.txt results/*.html

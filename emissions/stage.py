@@ -138,7 +138,8 @@ class stage:  # noqa: N801 - reads as a statement where it is used
             error = self._close(error)
         finally:
             self._gpus.close()
-            self._signals.restore()
+            if not isinstance(error, (Terminated, KeyboardInterrupt)):
+                self._signals.restore()  # else this process is ending, which an impatient second one must not cut short
             self._log.close()
         if error is not None:
             raise SystemExit(FAILURE_STATUS) from None

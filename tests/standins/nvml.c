@@ -255,3 +255,28 @@ int nvmlDeviceGetComputeRunningProcesses_v3(Gpu *gpu, unsigned *n, void *list) {
 int nvmlDeviceGetComputeRunningProcesses_v2(Gpu *gpu, unsigned *n, void *list) { return no_processes(gpu, n, list); }
 int nvmlDeviceGetGraphicsRunningProcesses_v3(Gpu *gpu, unsigned *n, void *list) { return no_processes(gpu, n, list); }
 int nvmlDeviceGetGraphicsRunningProcesses_v2(Gpu *gpu, unsigned *n, void *list) { return no_processes(gpu, n, list); }
+
+/* What zeus asks for besides, as an Ampere GPU answers. */
+int nvmlDeviceGetArchitecture(Gpu *gpu, unsigned *architecture) {
+    (void)gpu;
+    *architecture = 7;
+    return SUCCESS;
+}
+int nvmlDeviceGetC2cModeInfoV(Gpu *gpu, void *info) {
+    (void)gpu;
+    (void)info;
+    return NOT_SUPPORTED;
+}
+typedef struct {
+    unsigned field, scope;
+    long long timestamp, latency;
+    int type, status;
+    union { unsigned ui; double d; } value;
+} FieldValue;
+int nvmlDeviceGetFieldValues(Gpu *gpu, int count_of_values, FieldValue *values) { /* 185: average power, 186: instant */
+    for (int i = 0; i < count_of_values; i++) {
+        int known = (values[i].field == 185 || values[i].field == 186) && values[i].scope == 0;
+        values[i].status = known ? nvmlDeviceGetPowerUsage(gpu, &values[i].value.ui) : NOT_SUPPORTED;
+    }
+    return SUCCESS;
+}
