@@ -19,7 +19,7 @@ EXTENSIVE_COLUMNS = (
 def allocate(priced: pd.DataFrame, plan: pd.DataFrame) -> pd.DataFrame:
     """One row per ledger row and run that uses it: the plan's columns, `stage`, `phase`, `item`, the share of
     every extensive column, `parameters` of the stage, and `samples` that the run generated (only in its
-    generation row).
+    generation row); `in_window`: the part of the energy that was used in the window and not in starting up.
 
     priced: a ledger with emissions. plan: one row a run.
     Raises ValueError naming a stage that is unknown or an item that the plan does not have.
@@ -37,6 +37,10 @@ def allocate(priced: pd.DataFrame, plan: pd.DataFrame) -> pd.DataFrame:
             raise ValueError(f"the ledger has {stage} {unused[0]}, which no run of the plan uses")
         piece = work.merge(runs.assign(phase=phase), left_on="item", right_on=key)
         piece[columns] = piece[columns].div(piece.groupby("item")["run"].transform("size"), axis=0)
+        piece["in_window"] = 1.0
+        if "startup_kwh" in columns:
+            started_up = piece["startup_kwh"] / piece["energy_kwh"].where(piece["energy_kwh"] > 0)
+            piece["in_window"] = 1 - started_up.fillna(0.0).clip(0, 1)
         pieces.append(piece if phase == "generation" else piece.assign(samples=0.0))
     if not pieces:
         raise ValueError("the ledger has no rows: run the study first")

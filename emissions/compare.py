@@ -26,6 +26,7 @@ from emissions.tables import read_table, write_table
 
 EXTRAPOLATED_SAMPLES = 10_000  # as the Latent Pollution Model generated (arXiv 2407.14892)
 
+_GENERATED = {"kwh": "energy_kwh", "g": "emissions_g"}
 _TOTALS = (
     "energy_kwh",
     "training_kwh",
@@ -100,24 +101,26 @@ def by_model(shares: pd.DataFrame) -> pd.DataFrame:
     """A row per trained model, sampler and steps: how many samples cost as much energy as training did.
 
     `training_kwh` is the model's whole training, with its part of the autoencoder, and stands in each of its
-    rows. Columns that start with `extrapolated_` assume that generation grows linearly with the samples.
+    rows. Figures per sample leave starting up out, which a run pays once however many samples it makes; columns that
+    start with `extrapolated_` assume that the rest grows linearly with them.
     """
     factors = ["model", "family", "size", "spatial_dims", "resolution", "devices", "seed"]
     training = shares[shares["phase"] == "training"].groupby("model")[["energy_kwh", "emissions_g"]].sum()
     made = shares[shares["phase"] == "generation"]
+    made = made.assign(**{f"window_{unit}": _in_window(made, column) for unit, column in _GENERATED.items()})
     table = made.groupby([*factors, "sampler", "steps"], sort=False, as_index=False)[
-        ["energy_kwh", "emissions_g", "samples"]
+        ["energy_kwh", "emissions_g", "samples", "window_kwh", "window_g"]
     ].sum()
     table = table.rename(columns={"energy_kwh": "generation_kwh", "emissions_g": "generation_g"})
     table.insert(4, "sample_kind", table["spatial_dims"].map(sample_kind))
     table["training_kwh"] = training["energy_kwh"].reindex(table["model"]).to_numpy()
     table["training_g"] = training["emissions_g"].reindex(table["model"]).to_numpy()
     samples = table["samples"].where(table["samples"] > 0)
-    table["generation_kwh_per_sample"] = table["generation_kwh"] / samples
-    table["generation_g_per_sample"] = table["generation_g"] / samples
+    table["generation_kwh_per_sample"] = table.pop("window_kwh") / samples
+    table["generation_g_per_sample"] = table.pop("window_g") / samples
     per_sample = table["generation_kwh_per_sample"].where(table["generation_kwh_per_sample"] > 0)
     table["break_even_samples"] = table["training_kwh"] / per_sample
-    table["training_over_generation"] = table["training_kwh"] / (per_sample * samples)
+    table["training_over_generation"] = table["training_kwh"] / table["generation_kwh"].where(samples > 0)
     many = f"{EXTRAPOLATED_SAMPLES}_samples"
     table[f"extrapolated_generation_kwh_{many}"] = per_sample * EXTRAPOLATED_SAMPLES
     table[f"extrapolated_training_over_generation_{many}"] = table["break_even_samples"] / EXTRAPOLATED_SAMPLES
@@ -157,7 +160,7 @@ def fidelity(shares: pd.DataFrame, scores: Mapping[str, Mapping[str, Any]]) -> p
             **{column: first[column] for column in ("model", *FACTOR_COLUMNS)},
             "sample_kind": sample_kind(first["spatial_dims"]),
             "samples": int(samples),
-            "generation_kwh_per_sample": _over(totals["generation_kwh"], samples),
+            "generation_kwh_per_sample": _over(_generation(group, "energy_kwh"), samples),
             **_per_sample(totals | {"generation_g": _generation(group, "emissions_g")}, samples),
         }
         theirs = {name: value for name, value in scores[str(run)].items() if name not in ours}
@@ -233,7 +236,7 @@ def _by_factor(shares: pd.DataFrame, levels: list[str], ratio_of: str = "emissio
                     "samples": int(group["samples"].sum()),
                     "seconds_per_sample": _over(made["duration_s"].sum(), samples),
                     "energy_kwh_per_sample": _over(totals["energy_kwh"], samples),
-                    "generation_kwh_per_sample": _over(totals["generation_kwh"], samples),
+                    "generation_kwh_per_sample": _over(_generation(alike, "energy_kwh"), samples),
                     **_per_sample(totals | bounds, samples),
                 }
             )
@@ -259,7 +262,12 @@ def _totals(group: pd.DataFrame) -> dict[str, float]:
 
 
 def _generation(group: pd.DataFrame, column: str) -> float:
-    return float(group.loc[group["phase"] == "generation", column].sum())
+    """A column's sum over the windows of generation: without starting up, which does not grow with the samples."""
+    return float(_in_window(group[group["phase"] == "generation"], column).sum())
+
+
+def _in_window(rows: pd.DataFrame, column: str) -> pd.Series:
+    return rows[column] * rows["in_window"]
 
 
 def _per_sample(totals: Mapping[str, float], samples: float) -> dict[str, float]:

@@ -156,7 +156,10 @@ def choices_section(tables: dict[str, pd.DataFrame]) -> Section:
     ]
     if tables["by_devices"]["devices"].nunique() > 1:
         charts.insert(-1, _devices_chart(tables["by_devices"]))
-    intro = "Grams of CO₂e per image and per volume, at the study's own grid and hours."
+    intro = (
+        "Grams of CO₂e per image and per volume, at the study's own grid and hours. To generate one: without starting "
+        "up, which a run pays once."
+    )
     return Section("choices", "What each choice costs", intro, charts)
 
 

@@ -143,6 +143,8 @@ def _phases(by_stage: pd.DataFrame) -> list[dict[str, Any]]:
     for dims, group in by_stage.groupby("spatial_dims"):
         training, generation = (group[group["phase"] == phase] for phase in ("training", "generation"))
         training_kwh, generation_kwh = training["energy_kwh"].sum(), generation["energy_kwh"].sum()
+        startup_kwh = generation["startup_kwh"].sum()  # paid once a run, however many samples it makes
+        in_window = 1 - startup_kwh / generation_kwh if generation_kwh else 1.0
         samples = group["samples"].iloc[0]
         models = group.loc[group["stage"] == "train_diffusion", "items"].sum()
         of_one_model_kwh = training_kwh / models if models else None
@@ -156,9 +158,9 @@ def _phases(by_stage: pd.DataFrame) -> list[dict[str, Any]]:
                 "training_g": training["emissions_g"].sum(),
                 "generation_kwh": generation_kwh,
                 "generation_g": generation["emissions_g"].sum(),
-                "generation_g_per_sample": generation["emissions_g"].sum() / samples if samples else None,
-                "break_even_samples": of_one_model_kwh * samples / generation_kwh
-                if of_one_model_kwh and generation_kwh
+                "generation_g_per_sample": in_window * generation["emissions_g"].sum() / samples if samples else None,
+                "break_even_samples": of_one_model_kwh * samples / (generation_kwh - startup_kwh)
+                if of_one_model_kwh and generation_kwh > startup_kwh
                 else None,
             }
         )

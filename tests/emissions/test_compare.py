@@ -12,7 +12,7 @@ from emissions.grid.intensity import AnnualIntensity, intensity_of
 from emissions.grid.zones import find_zone
 from emissions.pricing import price_ledger
 from emissions.tables import read_table
-from tests.emissions.studies import ENERGY_KWH, collect, items_of, make_plan, make_record, write_study
+from tests.emissions.studies import ENERGY_KWH, IN_WINDOW, collect, items_of, make_plan, make_record, write_study
 
 HUNDRED = AnnualIntensity(zone=find_zone("DE"), source="made up", basis="made up", year=2024, value_g_per_kwh=100.0)
 
@@ -86,8 +86,8 @@ def test_by_size_has_parameters_and_figures_per_sample():
     assert nano["training_kwh"] == pytest.approx(0.044 + 0.4)
     assert nano["generation_kwh"] == pytest.approx(0.2)
     assert nano["samples"] == 16
-    assert nano["generation_g_per_sample"] == pytest.approx(100 * 0.2 / 16)
-    assert nano["generation_low_g_per_sample"] == pytest.approx(90 * 0.2 / 16)
+    assert nano["generation_g_per_sample"] == pytest.approx(IN_WINDOW * 100 * 0.2 / 16)
+    assert nano["generation_low_g_per_sample"] == pytest.approx(IN_WINDOW * 90 * 0.2 / 16)
     assert nano["emissions_g_per_sample"] == pytest.approx(100 * nano["energy_kwh"] / 16)
     assert nano["ratio_to_smallest"] == 1.0
     assert tiny["ratio_to_smallest"] == pytest.approx(tiny["energy_kwh"] / nano["energy_kwh"])
@@ -102,7 +102,7 @@ def test_rows_are_compared_over_the_same_other_factors():
     assert table["matched"].all()
     assert list(table["runs"]) == [4, 2]
     assert list(table["compared_runs"]) == [2, 2]
-    assert list(table["generation_g_per_sample"]) == pytest.approx([100 / 8, 100 / 8])
+    assert list(table["generation_g_per_sample"]) == pytest.approx([IN_WINDOW * 100 / 8] * 2)
     assert table["energy_kwh"].sum() == pytest.approx(shares_of(plan, costly)["energy_kwh"].sum())
 
 
@@ -120,7 +120,7 @@ def test_figures_per_sample_are_sums_over_sums():
     energies = {("generate_samples", run): 0.3 for run in plan.loc[plan["sampler"] == "ddim", "run"]}
     shares = shares_of(plan, energies)
     table = compare.by_resolution(shares).set_index("spatial_dims")
-    assert table.loc[2, "generation_g_per_sample"] == pytest.approx(100 * 0.4 / 16)
+    assert table.loc[2, "generation_g_per_sample"] == pytest.approx(IN_WINDOW * 100 * 0.4 / 16)
     assert list(table["sample_kind"]) == ["image", "volume"]
     assert list(table["ratio_to_smallest"]) == [1.0, 1.0]  # an image is not compared with a volume
     assert (sample_kind(2), sample_kind(3)) == ("image", "volume")
@@ -173,12 +173,12 @@ def test_the_break_even_is_where_generation_costs_as_much_as_training():
     table = compare.by_model(shares_of(plan)).set_index("sampler")
     row = table.loc["ddim"]
     assert row["training_kwh"] == pytest.approx(0.488)  # the denoiser, and all of the autoencoder it alone uses
-    assert row["generation_kwh_per_sample"] == pytest.approx(0.1 / 8)
-    assert row["break_even_samples"] == pytest.approx(0.488 / (0.1 / 8))
+    assert row["generation_kwh_per_sample"] == pytest.approx(IN_WINDOW * 0.1 / 8)
+    assert row["break_even_samples"] == pytest.approx(0.488 / (IN_WINDOW * 0.1 / 8))
     assert row["break_even_samples"] * row["generation_kwh_per_sample"] == pytest.approx(row["training_kwh"])
     assert row["training_over_generation"] == pytest.approx(4.88)
-    assert row["extrapolated_generation_kwh_10000_samples"] == pytest.approx(125.0)
-    assert row["extrapolated_training_over_generation_10000_samples"] == pytest.approx(0.488 / 125)
+    assert row["extrapolated_generation_kwh_10000_samples"] == pytest.approx(IN_WINDOW * 125.0)
+    assert row["extrapolated_training_over_generation_10000_samples"] == pytest.approx(0.488 / (IN_WINDOW * 125))
 
 
 def test_a_run_without_samples_has_no_figures_per_sample():
@@ -261,8 +261,8 @@ def test_fidelity_joins_energy_and_every_scalar_of_the_score():
     assert list(table["run"]) == list(plan["run"])
     assert list(table["fid_efficientnet_lite0"]) == [3.5, 3.5]
     assert "list" not in table.columns
-    assert table["generation_kwh_per_sample"].iloc[0] == pytest.approx(0.1 / 8)
-    assert table["generation_g_per_sample"].iloc[0] == pytest.approx(100 * 0.1 / 8)
+    assert table["generation_kwh_per_sample"].iloc[0] == pytest.approx(IN_WINDOW * 0.1 / 8)
+    assert table["generation_g_per_sample"].iloc[0] == pytest.approx(IN_WINDOW * 100 * 0.1 / 8)
     with pytest.raises(ValueError, match=r"no fidelity\.json"):
         compare.fidelity(shares_of(plan), {})
 
@@ -298,3 +298,13 @@ def test_the_whole_step_reads_and_writes_files(tmp_path):
         ledger, _ = collect(tmp_path, plan, write_study(tmp_path, plan))
         ledger.to_csv(tmp_path / "ledger.csv", index=False)
         compare.write_comparisons(tmp_path / "ledger.csv", tmp_path / "plan.csv", [], {}, 2024, 1.0)
+
+
+def test_starting_up_is_in_the_totals_and_in_no_figure_per_sample():
+    plan = make_plan(dims=(2,), resolutions=(32,), sizes=("nano",))
+    shares = shares_of(plan)
+    row = compare.by_sampler(shares).iloc[0]
+    assert row["generation_kwh"] == pytest.approx(0.1)
+    assert row["generation_kwh_per_sample"] * row["samples"] == pytest.approx(IN_WINDOW * 0.1)
+    without = compare.by_sampler(shares.assign(in_window=1.0)).iloc[0]
+    assert without["generation_kwh_per_sample"] * without["samples"] == pytest.approx(0.1)
