@@ -48,6 +48,8 @@ def example(**changes: Any) -> dict[str, Any]:
         ("model:load x TDP", False),
         ("model:W per DIMM", False),
         ("none", False),
+        ("simulated", False),
+        ("amdsmi:energy-counter", True),
         ("", False),
         (None, False),
     ],
@@ -144,28 +146,36 @@ def _append(path: Path, worker: int, count: int) -> None:
         records.append_journal(path, example(attempt_id=f"{worker}-{number}", warnings="x" * 20_000))
 
 
-def test_parallel_appends_are_all_there(tmp_path: Path) -> None:
+def test_a_thousand_parallel_appends_are_all_there(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     context = get_context("fork")
-    workers = [context.Process(target=_append, args=(path, worker, 40)) for worker in range(4)]
+    workers = [context.Process(target=_append, args=(path, worker, 200)) for worker in range(4)]
     for worker in workers:
         worker.start()
     with ThreadPoolExecutor(4) as pool:  # threads too: POSIX locks would not keep these apart
-        list(pool.map(lambda worker: _append(path, worker, 10), range(4, 8)))
+        list(pool.map(lambda worker: _append(path, worker, 50), range(4, 8)))
     for worker in workers:
         worker.join()
     found = [line["attempt_id"] for line in records.read_journal(path)]
-    expected = [f"{w}-{n}" for w in range(4) for n in range(40)] + [f"{w}-{n}" for w in range(4, 8) for n in range(10)]
-    assert len(found) == 200 and sorted(found) == sorted(expected)
+    expected = [(w, n) for w in range(4) for n in range(200)] + [(w, n) for w in range(4, 8) for n in range(50)]
+    assert len(found) == 1000 and sorted(found) == sorted(f"{worker}-{number}" for worker, number in expected)
 
 
-def test_waste_is_what_failed_since_the_last_ok_attempt() -> None:
-    outcomes = ["failed", "ok", "failed", "interrupted"]
-    lines = [example(outcome=outcome, attempt_id=str(number)) for number, outcome in enumerate(outcomes)]
-    other = example(item="dit-nano", outcome="ok")
-    pending = records.attempts_since_ok([*lines[:3], other, lines[3]], "train_diffusion", "unet-nano")
-    assert [line["attempt_id"] for line in pending] == ["2", "3"]
-    assert records.attempts_since_ok(lines[:2], "train_diffusion", "unet-nano") == []
+def test_a_line_is_appended_once_where_two_may_want_to(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    for attempt_id in ("a1", "a2", "a1"):
+        records.append_journal(path, example(attempt_id=attempt_id), once=True)
+    assert [line["attempt_id"] for line in records.read_journal(path)] == ["a1", "a2"]
+
+
+def test_a_later_line_of_an_attempt_corrects_the_earlier(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    for attempt_id, outcome in (("a1", "ok"), ("a2", "ok"), ("a1", "killed")):
+        records.append_journal(path, example(attempt_id=attempt_id, outcome=outcome))
+    assert [(line["attempt_id"], line["outcome"]) for line in records.read_journal(path)] == [
+        ("a1", "killed"),
+        ("a2", "ok"),
+    ]
 
 
 @given(st.datetimes(timezones=st.just(UTC)), st.integers(-12, 12))
