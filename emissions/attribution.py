@@ -86,10 +86,17 @@ def split_reserved(energy_j: float, idle_j: float | None, claims: Sequence[Claim
     return Split(shares_j, idle_shares_j, 0.0, energy_j - sum(shares_j))
 
 
-def split_gpu(energy_j: float, idle_j: float | None, holds: Sequence[bool]) -> Split:
-    """Divide the energy of one GPU in one interval over the jobs that hold it (`holds`, one entry a job)."""
-    holders = sum(holds)
-    if holders == 0:
+def split_gpu(energy_j: float, idle_j: float | None, holds: Sequence[bool], *, elsewhere: int = 0) -> Split:
+    """Divide the energy of one GPU in one interval over the jobs that hold it.
+
+    Args:
+        energy_j: of the whole device.
+        idle_j: of it, what it would have used idling, or None.
+        holds: for each job whether it holds the GPU.
+        elsewhere: how many jobs that another recorder meters hold it too; their part is the rest.
+    """
+    holders = sum(holds) + elsewhere
+    if not any(holds):
         return Split((0.0,) * len(holds), None if idle_j is None else (0.0,) * len(holds), 0.0, energy_j)
     shares_j = tuple(energy_j / holders if hold else 0.0 for hold in holds)
     idle_shares_j = None

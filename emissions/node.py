@@ -21,6 +21,7 @@ from emissions.meters import MeterSettings
 from emissions.meters.base import AbsentMeter, Meter
 from emissions.meters.nvml import visible_gpus
 from emissions.meters.processor import processor_name
+from emissions.neighbours import Holdings, NoticeBoard
 from emissions.processes import ProcessTree
 from emissions.records import utc_text
 from emissions.sensors import Part, Reading, Sensors
@@ -123,12 +124,19 @@ class OpenAttempt:
 
 
 class Node:
-    """The sensors of this node and the attempts that share it. Knows nothing of sockets."""
+    """The sensors of this node and the attempts that share it. Knows nothing of sockets.
 
-    def __init__(self, settings: MeterSettings, sensors: Sensors | None = None) -> None:
+    Args:
+        settings: of the config.
+        sensors: in place of those of this machine.
+        folder: where this node's recorders know of each other; None: there is no other.
+    """
+
+    def __init__(self, settings: MeterSettings, sensors: Sensors | None = None, folder: Path | None = None) -> None:
         self.settings = settings
         self.sensors = sensors or Sensors(settings)
         self.attempts: list[OpenAttempt] = []
+        self._board = NoticeBoard(folder)
 
     def gpus(self) -> list[dict[str, Any]]:
         """Index, UUID and model of every GPU that is metered."""
@@ -169,7 +177,21 @@ class Node:
         for text in warnings:
             attempt.warn(text)
         self.attempts.append(attempt)
+        self._post()
         return attempt
+
+    def _post(self) -> None:
+        holdings = Holdings(usable=max((attempt.usable for attempt in self.attempts), default=0.0))
+        for attempt in self.attempts:
+            holdings.gpus.update(attempt.gpus.keys())
+            if attempt.leased:
+                holdings.leased.update(attempt.gpus.keys())
+        self._board.post(holdings)
+
+    def leave(self) -> None:
+        """Release the hardware, and be no neighbour any more."""
+        self.sensors.close()
+        self._board.close()
 
     def _held(self, job: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         """UUIDs of the GPUs that a job holds, and what there is to say about them."""
@@ -199,7 +221,9 @@ class Node:
         if not self.attempts or reading.seconds <= 0:
             return
         claims = [attempt.claim() for attempt in self.attempts]
+        others = self._board.others()
         usable = max(attempt.usable for attempt in self.attempts)
+        usable /= max(usable + others.usable, 1.0)  # allocations that overlap share what both may use
         cpu = split_cpu(
             reading.cpu.energy_j or 0.0,
             reading.cpu.idle_j,
@@ -212,7 +236,7 @@ class Node:
         ram = split_reserved(reading.ram.energy_j or 0.0, reading.ram.idle_j, claims, usable=usable)
         for place, (attempt, claim) in enumerate(zip(self.attempts, claims, strict=True)):
             attempt.add(reading, claim, cpu, ram, place)
-        splits = [cpu, ram, *(self._divide_gpu(gpu, part) for gpu, part in reading.gpus.items())]
+        splits = [cpu, ram, *(self._divide_gpu(gpu, part, others) for gpu, part in reading.gpus.items())]
         reserved = sum(claim.cpus for claim in claims)
         for attempt, claim in zip(self.attempts, claims, strict=True):
             attempt.totals.rest_j += sum(split.rest_j for split in splits)
@@ -220,14 +244,15 @@ class Node:
             attempt.add_gpu_use(self.sensors, reading.seconds)
             attempt.set_intervals(self.sensors)
 
-    def _divide_gpu(self, gpu: str, part: Part) -> Split:
-        holds = [gpu in attempt.gpus for attempt in self.attempts]
+    def _divide_gpu(self, gpu: str, part: Part, others: Holdings) -> Split:
+        holds, elsewhere = [gpu in attempt.gpus for attempt in self.attempts], others.gpus[gpu]
         leased = [held and attempt.leased for held, attempt in zip(holds, self.attempts, strict=True)]
-        holds = leased if any(leased) else holds
-        split = split_gpu(part.energy_j or 0.0, part.idle_j, holds)
+        if any(leased) or others.leased[gpu]:  # a lease comes before what others only see
+            holds, elsewhere = leased, others.leased[gpu]
+        split = split_gpu(part.energy_j or 0.0, part.idle_j, holds, elsewhere=elsewhere)
         for place, attempt in enumerate(self.attempts):
             if holds[place]:
-                attempt.add_gpu(gpu, part, split, place, sum(holds))
+                attempt.add_gpu(gpu, part, split, place, sum(holds) + elsewhere)
         return split
 
     def write_rows(self) -> None:
@@ -239,6 +264,7 @@ class Node:
         """Read once more and end the window of an attempt; its totals stand."""
         self.read()
         self.attempts.remove(attempt)
+        self._post()
         header, totals = attempt.header, attempt.totals
         jump_s = (now_utc() - datetime.fromisoformat(header["started_at"])).total_seconds() - totals.t_s
         if abs(jump_s) > CLOCK_JUMP_S:

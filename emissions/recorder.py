@@ -116,7 +116,7 @@ class Recorder:
             with contextlib.suppress(OSError):
                 os.unlink(path)  # noqa: PTH108 - a socket's name is no Path
             self._listener.close()
-        self.node.sensors.close()
+        self.node.leave()
 
     def _wait_s(self) -> float:
         if all(job.saved for job in self.jobs):
@@ -348,7 +348,7 @@ def main(argv: list[str]) -> int:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen(128)
-    recorder = Recorder(settings)
+    recorder = Recorder(settings, Node(settings, folder=path.parent))
     recorder.listen(listener)
     recorder.run()
     return 0

@@ -83,7 +83,10 @@ def open_gpus(idle_w: float | None = None) -> list[NvmlGpu | AbsentMeter]:
     """
     if not _library_is_installed():
         return []
-    import pynvml  # here: 20 ms that a machine without GPU need not spend
+    try:
+        import pynvml  # here: 20 ms that a machine without GPU need not spend
+    except ImportError as error:
+        return [AbsentMeter(f"GPUs are not metered ({error}); install nvidia-ml-py. Their energy is unknown")]
 
     try:
         pynvml.nvmlInit()
