@@ -1,8 +1,9 @@
-"""The `footprint` command. A subcommand is one `_register_...` function, listed in `COMMANDS`."""
+"""The `footprint` command. A subcommand is one function that adds its parser, listed in `COMMANDS`."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NoReturn
 
-from emissions.summary import summarise, summary_text
+from emissions import doctor, track
 
 HOST = "127.0.0.1"  # the dashboard is for the person at this machine
 
@@ -33,16 +34,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         status = arguments.run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # `>&-`
+            sys.stdout.flush()
         return status
     except BrokenPipeError:  # `footprint summary | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    finally:
+        _give_up_what_is_unwritten()
+
+
+def _give_up_what_is_unwritten() -> None:
+    """Python would try once more at its end, fail, and change the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,6 +84,8 @@ def _register_summary(subparsers: Subparsers) -> None:
 
 
 def _summary(arguments: argparse.Namespace) -> int:
+    from emissions.summary import summarise, summary_text  # pandas, which `footprint track` need not wait for
+
     if arguments.json:
         print(json.dumps(summarise(arguments.results), indent=2, ensure_ascii=False, allow_nan=False))
     else:
@@ -123,7 +139,12 @@ def _port(text: str) -> int:
     return int(text)
 
 
-COMMANDS: tuple[Callable[[Subparsers], None], ...] = (_register_summary, _register_dashboard)
+COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
+    _register_summary,
+    _register_dashboard,
+    track.register,
+    doctor.register,
+)
 
 if __name__ == "__main__":
     sys.exit(main())

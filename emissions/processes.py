@@ -120,7 +120,7 @@ def age_s(pid: int) -> float:
 
 
 class _Proc:
-    """Linux. Files are opened without pathlib, which takes half of the time."""
+    """Linux. Files are read without `open()`, which takes half of the time: a job may have hundreds of threads."""
 
     def __init__(self) -> None:
         self._tick_s = 1 / os.sysconf("SC_CLK_TCK")
@@ -150,19 +150,28 @@ class _Proc:
             return []  # it has ended meanwhile
         children: list[int] = []
         for thread in threads:
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", "rb") as file:  # noqa: PTH123
-                children += map(int, file.read().split())
+            with contextlib.suppress(OSError):
+                children += map(int, self._read(f"/proc/{pid}/task/{thread}/children").split())
         return children
 
-    @staticmethod
-    def _stat(pid: int) -> list[str] | None:
+    def _stat(self, pid: int) -> list[str] | None:
         """Fields of /proc/PID/stat from the state on: index 0 is field 3 of proc(5)."""
         try:
-            with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-                # the name before it, in brackets, may hold blanks and brackets
-                return file.read().rpartition(b")")[2].decode("ascii").split()
-        except (OSError, ValueError):
+            # the name before it, in brackets, may hold blanks and brackets
+            return self._read(f"/proc/{pid}/stat").rpartition(b")")[2].decode("ascii").split()
+        except OSError:
             return None
+
+    @staticmethod
+    def _read(path: str) -> bytes:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            content = b""
+            while part := os.read(descriptor, 1 << 16):  # the kernel gives a page at a time
+                content += part
+            return content
+        finally:
+            os.close(descriptor)
 
 
 class _Psutil:

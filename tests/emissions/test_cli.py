@@ -1,6 +1,7 @@
 """The `footprint` command, as a user runs it."""
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -35,13 +36,13 @@ def test_summary_prints_json(results, capsys):
     assert json.loads(capsys.readouterr().out)["places"]["zones"] == 352
 
 
-@pytest.mark.parametrize("command", ["summary", "dashboard"])
+@pytest.mark.parametrize("command", ["summary", "dashboard", "track", "doctor"])
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
     assert f"example: footprint {command}" in capsys.readouterr().out
-    assert len(COMMANDS) >= 2
+    assert len(COMMANDS) == 4
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,8 @@ def test_every_command_has_help_with_an_example(command, capsys):
         (["dashboard", "--results", "nowhere"], "nowhere/dashboard/index.html"),
         (["dashboard", "--port", "80x"], "'80x' is not a port"),
         (["dashboard", "--port", "65536"], "'65536' is not a port"),
+        (["track"], "no command; write it after --"),
+        (["doctor", "--idle", "soon"], "--idle: invalid float value: 'soon'"),
         (["sumary"], "invalid choice"),
         ([], "COMMAND"),
     ],
@@ -61,6 +64,22 @@ def test_a_users_mistake_is_one_line_and_status_2(arguments, words):
     assert ended.stdout == ""
     assert words in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_the_command_starts_without_what_only_some_of_it_needs():
+    heavy = "{'pandas', 'numpy', 'pyarrow', 'psutil', 'torch', 'codecarbon'}"
+    script = f"import sys, emissions.cli; print({heavy} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize(("redirection", "status"), [(">&-", 0), ("| head -n 0", 0), (">/dev/full", 2)])
+def test_a_reader_that_takes_nothing_is_no_crash(results, redirection, status):
+    script = f'set -o pipefail; "$@" {redirection}'
+    command = ["bash", "-c", script, "bash", *FOOTPRINT, "summary", "--results", str(results)]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    ended = subprocess.run(command, env=buffered, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == status
+    assert "Traceback" not in ended.stderr and len(ended.stderr.splitlines()) == (status > 0)
 
 
 def test_the_dashboard_is_served_on_this_machine_only_until_it_is_stopped(results):
