@@ -27,6 +27,7 @@ from emissions.attempt_file import read_attempt, record_of
 from emissions.meters import MeterSettings
 from emissions.processes import age_s, started
 from emissions.records import Record, append_journal
+from emissions.signals import signals_for_the_main_thread
 
 logger = logging.getLogger(__name__)
 
@@ -260,7 +261,8 @@ def _inside_this_process(settings: MeterSettings) -> socket.socket:
     ours, its = socket.socketpair()
     recorder = Recorder(settings, Node(settings, Sensors(settings, own_process=False)))
     recorder.attach(its)
-    threading.Thread(target=recorder.run, name="recorder", daemon=True).start()
+    with signals_for_the_main_thread():
+        threading.Thread(target=recorder.run, name="recorder", daemon=True).start()
     return ours
 
 

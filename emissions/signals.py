@@ -58,6 +58,11 @@ class Signals:
         """From here on both signals are let pass without effect."""
         self._raised_s = math.inf
 
+    def ignore(self) -> None:
+        """The same to the very end of the process: Python takes its own handlers back before that."""
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+
     def restore(self) -> None:
         """Put the handlers back that were there before."""
         for number, handler in self._before.items():

@@ -138,8 +138,10 @@ class stage:  # noqa: N801 - reads as a statement where it is used
             error = self._close(error)
         finally:
             self._gpus.close()
-            if not isinstance(error, (Terminated, KeyboardInterrupt)):
-                self._signals.restore()  # else this process is ending, which an impatient second one must not cut short
+            if isinstance(error, (Terminated, KeyboardInterrupt)):
+                self._signals.ignore()  # this process is ending, which an impatient second one must not cut short
+            else:
+                self._signals.restore()
             self._log.close()
         if error is not None:
             raise SystemExit(FAILURE_STATUS) from None

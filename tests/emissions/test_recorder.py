@@ -305,6 +305,19 @@ def test_a_job_whose_recorder_dies_ends_well_with_what_was_read(
     assert [line["attempt_id"] for line in jobs.journal_of(tmp_path)] == [record["attempt_id"]]
 
 
+def test_a_signal_to_all_processes_of_a_job_does_not_end_the_recorder(
+    environment: dict[str, str], runtime_folder: Path, tmp_path: Path
+) -> None:
+    job = jobs.start_job(tmp_path, "signalled", 1.0, environment=environment)
+    jobs.wait_until_open(job)
+    (recorder,) = jobs.recorders(runtime_folder)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        recorder.send_signal(number)
+    assert job.wait(30) == 0
+    record = jobs.record_of(tmp_path, "signalled")
+    assert record["duration_s"] > 0.9 and "recorder was gone" not in record["warnings"]
+
+
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 64 KiB."""
