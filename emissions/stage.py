@@ -122,9 +122,7 @@ class stage:  # noqa: N801 - reads as a statement where it is used
     def _lease(self, count: int) -> list[str]:
         if count == 0 or not self._session.gpus:
             return []
-        return self._gpus.enter_context(
-            leased_gpus(count, self._session.gpus, runtime_folder(), tell=self._log.tell)
-        )
+        return self._gpus.enter_context(leased_gpus(count, self._session.gpus, runtime_folder(), tell=self._log.tell))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
