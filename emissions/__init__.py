@@ -4,10 +4,12 @@ Metering, a job's side:
     stage       `with stage(snakemake):`; signals, joblog: what becomes of a job's signals and words
     track       `footprint track -- COMMAND`
     doctor      `footprint doctor`
-    client      the connection to the node's recorder; lease: GPUs of a job's own
+    client      the connection to the node's recorder; meeting: where they find each other; job: what it says of itself
+    lease       GPUs of a job's own
 Metering, the recorder's side:
     recorder    the process: who attaches, what becomes of them; beside: CodeCarbon in a process of its own
-    node        jobs that share the node, and what each has used; attribution: how joules are divided
+    node        jobs that share the node, and what each has used; attribution: how joules are divided;
+                neighbours: other recorders of the node
     sensors     all meters, read together; meters/: one small file each; processes: CPU time of a job
     uncertainty how intervals combine
 What it leaves:

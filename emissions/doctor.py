@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from emissions.client import Session, connected, runtime_folder, usable_cpus
+from emissions.client import Session
+from emissions.job import usable_cpus
 from emissions.lease import VARIABLES
+from emissions.meeting import connected, runtime_folder
 from emissions.meters import Meters, MeterSettings, open_meters
 from emissions.meters.base import AbsentMeter, Meter
 from emissions.meters.model import ModelCpuMeter

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from pathlib import Path
 from typing import IO, Any
 
-from emissions.client import runtime_folder
+from emissions.meeting import runtime_folder
 from emissions.meters.nvml import visible_gpus
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def leased_gpus(
     Args:
         count: `resources: gpu=N` of the rule.
         gpus: of the node, each with `index` and `uuid`.
-        folder: where the node's jobs find each other's leases; None: `client.runtime_folder()`.
+        folder: where the node's jobs find each other's leases; None: `meeting.runtime_folder()`.
         environment: of the job, changed while the block runs.
         tell: hears what the job waits for, and why it shares GPUs.
         asked_by: name of the setting that is `count`, for the error.

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from emissions import retries
-from emissions.client import attempt_folders
+from emissions.job import attempt_folders
 from emissions.phases import STAGES, phase_of
 from emissions.records import LEDGER_COLUMNS, LEDGER_DTYPES, Record, read_journal, read_record
 from emissions.tables import read_table, write_table

@@ -143,7 +143,7 @@ class Node:
         return [{"index": gpu.index, "uuid": gpu.uuid, "model": gpu.device} for gpu in self.sensors.gpus]
 
     def open(self, job: Mapping[str, Any]) -> OpenAttempt:
-        """Open the window of an attempt at `job` (see `emissions.client.job_of`)."""
+        """Open the window of an attempt at `job` (see `emissions.job.job_of`)."""
         self.read()
         tree = ProcessTree(job["pid"], own=job["own"], without=frozenset({os.getpid()} - {job["pid"]}))
         before_s = tree.cpu_s()

@@ -22,9 +22,11 @@ from typing import Any
 
 from emissions import records, retries
 from emissions.attempt_file import read_attempt, trace_of, write_trace
-from emissions.client import Closed, RecorderLostError, Session, attempt_folders, job_of, runtime_folder
+from emissions.client import Closed, RecorderLostError, Session
+from emissions.job import attempt_folders, job_of
 from emissions.joblog import JobLog, log_path
 from emissions.lease import leased_gpus
+from emissions.meeting import runtime_folder
 from emissions.meters import MeterSettings
 from emissions.meters.codecarbon import write_csv
 from emissions.signals import Signals, Terminated

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emissions.attempt_file import read_attempt, trace_of, write_trace
-from emissions.client import Closed, Session, attempt_folders, job_of
+from emissions.client import Closed, Session
+from emissions.job import attempt_folders, job_of
 from emissions.lease import leased_gpus
 from emissions.meters import MeterSettings
 from emissions.meters.codecarbon import write_csv

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from emissions import records, retries
-from emissions.client import attempt_folders
+from emissions.job import attempt_folders
 from emissions.meters.base import J_PER_KWH
 from tests.emissions import jobs
 from tests.standins import slurm as slurm_standin

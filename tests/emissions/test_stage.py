@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from emissions import client, records
+from emissions import client, job, records
 from emissions import stage as stage_module
 from emissions.attempt_file import now_utc
 from emissions.meters.base import J_PER_KWH
@@ -34,7 +34,7 @@ def journal_of(results: Path) -> list[records.Record]:
 
 @pytest.fixture(autouse=True)
 def _startup_of_pytest_is_no_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_startup_counted", True)
+    monkeypatch.setattr(job, "_startup_counted", True)
 
 
 def outputs_of(snakemake: Any) -> list[Path]:
