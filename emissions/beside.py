@@ -104,7 +104,8 @@ class CodeCarbonBeside:
         self._process.kill()
 
     def close(self) -> None:
-        """Nothing more is read from it."""
+        """Nothing more is read from it; the number of its output may be another file's from now on."""
+        self.output = -1
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()

@@ -77,7 +77,12 @@ class Session:
     def open(self, job: Mapping[str, Any]) -> str:
         """Open the window of an attempt at `job`, and return the attempt's id."""
         self._job = job
-        reply = self._ask("open", REPLY_S, job=job)
+        try:
+            reply = self._ask("open", REPLY_S, job=job)
+        except (OSError, RecorderLostError):
+            logger.warning("the recorder is gone; this job is metered from inside")
+            self._socket, self._buffer = _inside_this_process(self._settings), b""
+            reply = self._ask("open", REPLY_S, job=job)
         self._file = Path(reply["file"]) if reply["file"] else None
         return str(reply["attempt_id"])
 

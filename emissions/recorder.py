@@ -276,7 +276,7 @@ class Recorder:
 
     def _settle_if_known(self, job: Job) -> None:
         beside = job.codecarbon
-        if beside is not None and beside.done and beside not in self._ending:
+        if beside is not None and beside.done and beside.output >= 0:
             self._unwatch(beside.output)
             beside.close()
             self._ending.append(beside)

@@ -19,8 +19,10 @@ import pytest
 from emissions import client, job, records
 from emissions import stage as stage_module
 from emissions.attempt_file import now_utc
+from emissions.meters import MeterSettings
 from emissions.meters.base import J_PER_KWH
 from emissions.stage import Metered, stage, unmetered
+from tests.emissions import jobs
 from tests.standins.hardware import Named, fake_snakemake, standin_environment
 
 pytestmark = pytest.mark.usefixtures("no_sensors", "runtime_folder")
@@ -214,6 +216,7 @@ def test_a_rule_has_the_gpus_that_its_resources_say(
 import os, sys, time
 from pathlib import Path
 from emissions.stage import stage
+from tests.emissions import jobs
 from tests.standins.hardware import Named, fake_snakemake
 resources = dict(pair.split("=") for pair in sys.argv[2:])
 with stage(fake_snakemake(Path(sys.argv[1]), resources=Named(**resources))):
@@ -416,3 +419,19 @@ def test_a_whole_job_on_two_gpus(tmp_path: Path, nvml_folder: Path) -> None:
     assert float(row["gpu_energy"]) * J_PER_KWH == pytest.approx(510 * float(row["duration"]), rel=0.01, abs=0.25 * 510)
     assert "CodeCarbon" not in record["warnings"]
     assert json.loads((tmp_path / "emissions" / "journal.jsonl").read_text()) == record
+
+
+def test_a_recorder_that_is_gone_before_the_window_opens_harms_nobody(
+    tmp_path: Path, runtime_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = client.Session(MeterSettings(codecarbon=False))
+    for recorder in jobs.recorders(runtime_folder):
+        recorder.kill()
+    journal = tmp_path / "journal.jsonl"
+    described = job.job_of(stage="track", item="x", factors={}, journal=journal, folders=[tmp_path], cpus=1)
+    session.open(described)
+    time.sleep(0.3)
+    closed = session.close("ok", {})
+    assert closed.record["duration_s"] == pytest.approx(0.3, abs=0.1) and closed.record["ram_kwh"] > 0
+    assert session.saved("ok", closed.record, keep_trace=False, final=True) == ""
+    assert [line["attempt_id"] for line in records.read_journal(journal)] == [closed.record["attempt_id"]]
