@@ -46,7 +46,7 @@ class Session:
 
     def __init__(self, settings: MeterSettings) -> None:
         say_goodbye()
-        self._settings = settings
+        self.settings = settings
         self._buffer = b""
         self._file: Path | None = None
         self._job: Mapping[str, Any] = {}
@@ -55,15 +55,15 @@ class Session:
         self._socket, hello = self._greeted()
         self.gpus: list[dict[str, Any]] = hello["gpus"]
         self.warnings: list[str] = []
-        if hello["settings"] != settings.to_dict():
-            self.warnings.append(
-                f"the recorder of this node was started by another job, whose settings hold: {hello['settings']}"
-            )
+        theirs, ours = hello["settings"], settings.to_dict()
+        others = {key: value for key, value in theirs.items() if key != "codecarbon" and value != ours.get(key)}
+        if others:
+            self.warnings.append(f"another job has started this node's recorder, whose settings hold: {others}")
 
     def _greeted(self) -> tuple[socket.socket, dict[str, Any]]:
         for _ in range(TRIES):
             try:
-                self._socket = connected(self._settings)
+                self._socket = connected(self.settings)
                 return self._socket, self._ask("hello", START_S)
             except TimeoutError as error:
                 logger.info("no recorder came up (%s)", error)
@@ -71,7 +71,7 @@ class Session:
             except (OSError, RecorderLostError) as error:  # it may have been about to leave
                 logger.info("the recorder did not answer (%s)", error)
         logger.warning("no recorder can be started beside this job; it is metered from inside")
-        self._socket = _inside_this_process(self._settings)
+        self._socket = _inside_this_process(self.settings)
         return self._socket, self._ask("hello", START_S)
 
     def open(self, job: Mapping[str, Any]) -> str:
@@ -81,7 +81,7 @@ class Session:
             reply = self._ask("open", REPLY_S, job=job)
         except (OSError, RecorderLostError):
             logger.warning("the recorder is gone; this job is metered from inside")
-            self._socket, self._buffer = _inside_this_process(self._settings), b""
+            self._socket, self._buffer = _inside_this_process(self.settings), b""
             reply = self._ask("open", REPLY_S, job=job)
         self._file = Path(reply["file"]) if reply["file"] else None
         return str(reply["attempt_id"])

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 
 from emissions.client import Session
 from emissions.job import usable_cpus
-from emissions.lease import VARIABLES
 from emissions.meeting import connected, runtime_folder
 from emissions.meters import Meters, MeterSettings, open_meters
 from emissions.meters.base import AbsentMeter, Meter
 from emissions.meters.model import ModelCpuMeter
-from emissions.meters.nvml import visible_gpus
+from emissions.meters.nvml import VARIABLES, visible_gpus
 from emissions.records import is_measured
 from emissions.uncertainty import UNSEEN_SHARE, unseen
 

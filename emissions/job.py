@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from emissions.meeting import runtime_folder
+from emissions.meters.nvml import VARIABLES
 from emissions.processes import age_s, started
-
-_VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 _startup_counted = False  # a process starts once, however many windows it opens
 
@@ -27,6 +26,7 @@ def job_of(
     leased: Sequence[str] = (),
     no_gpu: bool = False,
     own: bool = True,
+    codecarbon: bool = True,
 ) -> dict[str, Any]:
     """What the recorder is told about this process as a job.
 
@@ -40,6 +40,7 @@ def job_of(
         leased: UUIDs of the GPUs that it holds alone; without any it shares those that it sees.
         no_gpu: it uses none.
         own: whether the process does the work itself, or only what it starts.
+        codecarbon: whether CodeCarbon runs beside it.
     """
     global _startup_counted
     count_startup, _startup_counted = own and not _startup_counted, True
@@ -59,7 +60,8 @@ def job_of(
         "usable_cpus": usable_cpus(),
         "leased": list(leased),
         "no_gpu": no_gpu,
-        "visible": next((os.environ[name] for name in _VISIBLE if name in os.environ), None),
+        "codecarbon": codecarbon,
+        "visible": next((os.environ[name] for name in VARIABLES if name in os.environ), None),
     }
 
 

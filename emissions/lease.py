@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from emissions.meeting import runtime_folder
-from emissions.meters.nvml import visible_gpus
+from emissions.meters.nvml import VARIABLES, visible_gpus
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
 TELL_S = 60.0
-# The first that is set is the one to narrow. HIP, for AMD GPUs, heeds CUDA's too.
-VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _CLUSTERS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "KUBERNETES_SERVICE_HOST")
 
 

@@ -147,6 +147,7 @@ class Node:
         self.read()
         tree = ProcessTree(job["pid"], own=job["own"], without=frozenset({os.getpid()} - {job["pid"]}))
         before_s = tree.cpu_s()
+        inside = any(attempt.tree.has(job["pid"]) for attempt in self.attempts if attempt.header["pid"] != job["pid"])
         held, warnings = self._held(job)
         header = {
             **job,
@@ -169,7 +170,8 @@ class Node:
             usable=min(job["usable_cpus"] / self.sensors.cpus, 1.0),
             leased=bool(job["leased"]),
             gpus={gpu: HeldGpu() for gpu in held},
-            startup_cpu_s=before_s if job["count_startup"] else 0.0,
+            # inside another job, that CPU time is the other's already
+            startup_cpu_s=0.0 if inside or not job["count_startup"] else before_s,
             last_cpu_s=before_s,
         )
         if self._has_unknown_gpu(job, held):
@@ -220,7 +222,7 @@ class Node:
         reading = self.sensors.read()
         if not self.attempts or reading.seconds <= 0:
             return
-        claims = [attempt.claim() for attempt in self.attempts]
+        claims = self._claims()
         others = self._board.others()
         usable = max(attempt.usable for attempt in self.attempts)
         usable /= max(usable + others.usable, 1.0)  # allocations that overlap share what both may use
@@ -243,6 +245,26 @@ class Node:
             attempt.totals.metering_j += sum(split.metering_j for split in splits) * claim.cpus / reserved
             attempt.add_gpu_use(self.sensors, reading.seconds)
             attempt.set_intervals(self.sensors)
+
+    def _claims(self) -> list[Claim]:
+        """CPU time of each attempt; of a job inside another (`footprint track -- make study`) it is the inner one's."""
+        claims = [attempt.claim() for attempt in self.attempts]
+        used_s = [claim.cpu_s for claim in claims]
+        around = [self._around(attempt) for attempt in self.attempts]
+        for place, outer in enumerate(around):
+            if outer:
+                nearest = max(outer, key=lambda candidate: len(around[candidate]))
+                used_s[nearest] -= claims[place].cpu_s
+        return [Claim(max(cpu_s, 0.0), claim.cpus) for cpu_s, claim in zip(used_s, claims, strict=True)]
+
+    def _around(self, attempt: OpenAttempt) -> list[int]:
+        """Places of the attempts in whose tree this one runs."""
+        pid = attempt.header["pid"]
+        return [
+            place
+            for place, other in enumerate(self.attempts)
+            if other is not attempt and other.header["pid"] != pid and other.tree.has(pid)
+        ]
 
     def _divide_gpu(self, gpu: str, part: Part, others: Holdings) -> Split:
         holds, elsewhere = [gpu in attempt.gpus for attempt in self.attempts], others.gpus[gpu]

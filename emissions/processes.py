@@ -70,6 +70,10 @@ class ProcessTree:
             known = found
         return found
 
+    def has(self, pid: int) -> bool:
+        """Whether a process was of the tree at the last look."""
+        return pid in self._seen
+
     def _walk(self, known: Iterable[int]) -> dict[int, Usage]:
         """Parents come before their children: a child that is reaped meanwhile is then not read at both places."""
         found: dict[int, Usage] = {}

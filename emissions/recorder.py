@@ -81,6 +81,8 @@ class Recorder:
         self._alone_since_s = time.monotonic()
         self._listener: socket.socket | None = None
         self._ending: list[CodeCarbonBeside] = []  # which have told what they had to
+        # it sees no simulated hardware, and inside a job it would pass for the job's own
+        self.may_run_codecarbon = not settings.simulated and self.node.sensors.is_own_process
 
     def listen(self, listener: socket.socket) -> None:
         """Take jobs from a listening socket."""
@@ -191,7 +193,7 @@ class Recorder:
             job.pidfd = os.pidfd_open(header["pid"])
             self._watch(job.pidfd, lambda: self._process_ended(job))
         job.reply({"attempt_id": header["attempt_id"], "file": str(job.attempt.file.path or "")})
-        if self.settings.codecarbon and not self.settings.simulated:
+        if header["codecarbon"] and self.may_run_codecarbon:
             self._start_codecarbon(job)
 
     def _start_codecarbon(self, job: Job) -> None:
@@ -228,7 +230,10 @@ class Recorder:
 
     def _bye(self, job: Job, message: Mapping[str, Any]) -> None:
         """The job's process ends by itself, or goes on with something else."""
-        self._forget(job)
+        if job.attempt is not None and not job.outcome:
+            self._end_window(job, "killed")  # it left without closing its window
+        else:
+            self._forget(job)
 
     # --- what happens to a job
 
@@ -323,6 +328,7 @@ class Recorder:
             append_journal(Path(job.attempt.header["journal"]), record)
         except (OSError, ValueError) as error:
             logger.exception("an attempt is not in the journal")
+            job.attempt.file.write({"record": record})
             return f"this attempt is not in the journal yet: {error}"
         return ""
 

@@ -109,26 +109,28 @@ def _recover(path: Path, journal: Path) -> bool:
         attempt = read_attempt(path)
         if attempt.ended or Path(attempt.header["journal"]) != journal or not _is_over(attempt):
             return False
-        codecarbon = next((event["codecarbon"] for event in attempt.events if "codecarbon" in event), None)
-        lost = "the recorder was ended with the job: what came after the last reading is missing"
-        record = record_of(
-            attempt.header,
-            attempt.totals,
-            outcome="killed",
-            codecarbon=codecarbon,
-            warnings=[*attempt.warnings, lost],
-        )
+        record = _record_of(attempt)
         append_journal(journal, record, once=True)
         # the last line may be half a line of a recorder that was killed while writing
-        file.write(b'\n{"end":"killed"}\n')
-    logger.warning(
-        "%s %s: an attempt that was killed with its recorder is in the journal", record["stage"], record["item"]
-    )
+        file.write(b'\n{"end":"' + record["outcome"].encode() + b'"}\n')
+    logger.warning("%s %s: an earlier attempt is in the journal now", record["stage"], record["item"])
     return True
+
+
+def _record_of(attempt: Attempt) -> Record:
+    """As the recorder could not write it into the journal, or of an attempt that was killed with its recorder."""
+    for event in attempt.events:
+        if "record" in event:
+            return dict(event["record"])
+    lost = "the recorder was ended with the job: what came after the last reading is missing"
+    warnings = [*attempt.warnings, lost]
+    return record_of(attempt.header, attempt.totals, outcome="killed", warnings=warnings)
 
 
 def _is_over(attempt: Attempt) -> bool:
     header = attempt.header
+    if any("record" in event for event in attempt.events):
+        return True
     if header["node"] == platform.node():
         return started(header["pid"]) != header["pid_started"]
     return time.time() - attempt.path.stat().st_mtime > ELSEWHERE_STALE_S

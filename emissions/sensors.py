@@ -70,6 +70,7 @@ class Sensors:
         self.longest_gap_s = min(meter.longest_gap_s for meter in self._all())
         self._hasty = [meter for meter in self._all() if meter.longest_gap_s < settings.interval_s]
         # the recorder, and CodeCarbon below it; inside a job only the latter could be told apart
+        self.is_own_process = own_process
         self._processes = ProcessTree(os.getpid()) if own_process else None
         self._last_j: dict[int, float | None] = {}
         self._read_s = time.monotonic()

@@ -26,7 +26,6 @@ from emissions.client import Closed, RecorderLostError, Session
 from emissions.job import attempt_folders, job_of
 from emissions.joblog import JobLog, log_path
 from emissions.lease import leased_gpus
-from emissions.meeting import runtime_folder
 from emissions.meters import MeterSettings
 from emissions.meters.codecarbon import write_csv
 from emissions.signals import Signals, Terminated
@@ -118,13 +117,14 @@ class stage:  # noqa: N801 - reads as a statement where it is used
             cpus=snakemake.threads,
             leased=leased,
             no_gpu=wanted is not None and int(wanted) == 0,
+            codecarbon=settings.codecarbon,
         )
         self._attempt_id = self._session.open(job)
 
     def _lease(self, count: int) -> list[str]:
         if count == 0 or not self._session.gpus:
             return []
-        return self._gpus.enter_context(leased_gpus(count, self._session.gpus, runtime_folder(), tell=self._log.tell))
+        return self._gpus.enter_context(leased_gpus(count, self._session.gpus, tell=self._log.tell))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -161,6 +161,7 @@ def _open(session: Session, item: str, folder: Path, leased: Sequence[str]) -> b
                 cpus=None,
                 leased=leased,
                 own=False,
+                codecarbon=session.settings.codecarbon,
             )
         )
         return True

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from emissions.meters.base import AbsentMeter
 from emissions.meters.gpu import CountedGpu, LostError, UnreadableError, UnsupportedError
 
 LIBRARY = "libnvidia-ml.so.1"
+KERNEL_DRIVER = Path("/dev/nvidiactl")
+# What leaves GPUs to a process; the first that is set is the one to heed. HIP, for AMD GPUs, heeds CUDA's too.
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
 class NvmlGpu(CountedGpu):
@@ -82,7 +86,14 @@ def open_gpus(idle_w: float | None = None) -> list[NvmlGpu | AbsentMeter]:
     Never raises: GPUs that are there and cannot be read are `AbsentMeter`s that say so.
     """
     if not _library_is_installed():
-        return []
+        if not KERNEL_DRIVER.exists():
+            return []
+        return [
+            AbsentMeter(
+                f"an NVIDIA driver is there and {LIBRARY} is not (in a container: NVIDIA_DRIVER_CAPABILITIES=utility); "
+                "the GPUs' energy is unknown"
+            )
+        ]
     try:
         import pynvml  # here: 20 ms that a machine without GPU need not spend
     except ImportError as error:

@@ -34,9 +34,13 @@ class ScriptedTree:
 
     def __init__(self) -> None:
         self.used_s = 0.0
+        self.inside: set[int] = set()
 
     def cpu_s(self) -> float:
         return self.used_s
+
+    def has(self, pid: int) -> bool:
+        return pid in self.inside
 
 
 def reading(seconds: float = 1.0, **changes: Any) -> Reading:
@@ -66,7 +70,7 @@ def opened(node: Node, tmp_path: Path) -> Any:
             "stage": "train_diffusion", "item": item, "factors": {}, "journal": str(tmp_path / "journal.jsonl"),
             "folders": [str(tmp_path)], "pid": os.getpid(), "pid_started": 0, "own": True, "count_startup": False,
             "startup_s": 0.0, "cpus": 1.0, "usable_cpus": float(os.cpu_count() or 1), "leased": [], "no_gpu": False,
-            "visible": None,
+            "visible": None, "codecarbon": False,
         } | changes  # fmt: skip
         script(node, reading(0.5))
         attempt = node.open(described)
@@ -197,3 +201,12 @@ def test_rows_on_disk_are_the_totals(node: Node, opened: Any, tmp_path: Path) ->
     assert [row.t_s for row in read.rows] == [1, 2, 3]
     assert read.totals.row() == attempt.totals.row()
     assert not read.ended
+
+
+def test_cpu_time_of_a_job_inside_another_is_the_inner_ones(node: Node, opened: Any) -> None:
+    outer, middle, inner = (opened(name, pid=pid, own=False) for name, pid in (("a", 1), ("b", 2), ("c", 3)))
+    outer.tree.inside, middle.tree.inside = {2, 3}, {3}
+    for attempt, used_s in ((outer, 0.6), (middle, 0.5), (inner, 0.2)):  # each tree holds those inside it
+        use(attempt, used_s)
+    step(node)
+    assert [attempt.totals.cpu_s for attempt in (outer, middle, inner)] == pytest.approx([0.1, 0.3, 0.2])
