@@ -15,6 +15,8 @@ import psutil
 from emissions import records
 from tests.standins.hardware import REPOSITORY, fake_snakemake
 
+KERNEL_THREADS_PARENT = 2  # kthreadd: its children have no command line either
+
 JOB = """
 import json, sys, time
 from pathlib import Path
@@ -108,8 +110,18 @@ def recorders(runtime_folder: Path) -> list[psutil.Process]:
 
 
 def wait_for_no_recorder(runtime_folder: Path, timeout_s: float = 20.0) -> None:
-    """Until every recorder has written what it had to and left."""
+    """Until every recorder has written what it had to and left, its files closed and their locks free."""
     deadline_s = time.monotonic() + timeout_s
-    while recorders(runtime_folder):
+    while recorders(runtime_folder) or _processes_that_are_ending():
         assert time.monotonic() < deadline_s, "a recorder does not leave"
         time.sleep(0.05)
+
+
+def _processes_that_are_ending() -> list[psutil.Process]:
+    """Processes that have given their memory back, and with it their command line, but not yet their files."""
+    ending = []
+    for process in psutil.process_iter(["cmdline", "ppid", "status"]):
+        is_kernels = process.pid == KERNEL_THREADS_PARENT or process.info["ppid"] == KERNEL_THREADS_PARENT
+        if process.info["cmdline"] == [] and process.info["status"] != psutil.STATUS_ZOMBIE and not is_kernels:
+            ending.append(process)
+    return ending
