@@ -12,12 +12,15 @@ import math
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from emissions.grid.intensity import CarbonIntensity, intensity_of
+from emissions.grid.choice import chosen_intensity
+from emissions.grid.intensity import HOUR, CarbonIntensity, slots_of
+from emissions.grid.series import write_intensity
+from emissions.grid.zones import find_zone
 from emissions.ledger import read_ledger, record_key
 from emissions.records import parse_utc
 from emissions.tables import read_table, write_table
@@ -27,7 +30,7 @@ Key = tuple[str, str]  # stage, item
 Window = tuple[datetime, datetime, float]  # start, end, energy_kwh
 
 PRICE_COLUMNS = (
-    "zone", "pue", "carbon_intensity_g_per_kwh", "intensity_source", "intensity_kind",
+    "zone", "pue", "carbon_intensity_g_per_kwh", "intensity_source", "intensity_kind", "intensity_hash",
     "emissions_g", "emissions_low_g", "emissions_high_g",
 )  # fmt: skip
 
@@ -46,28 +49,31 @@ def software_carbon_intensity_g(operational_g: float, embodied_g: float, functio
     return (operational_g + embodied_g) / functional_units
 
 
-def hourly_energy_kwh(
-    start: datetime, end: datetime, energy_kwh: float, trace: pd.DataFrame | None = None
+def energy_by_slot_kwh(
+    start: datetime,
+    end: datetime,
+    energy_kwh: float,
+    trace: pd.DataFrame | None = None,
+    step: pd.Timedelta = HOUR,
 ) -> pd.Series:
-    """The energy of [start, end) in each UTC hour that it touches, by the hour's start; the sum is
-    `energy_kwh`.
+    """The energy of [start, end) in each UTC slot that it touches, by the slot's start; the sum is `energy_kwh`.
 
     Spread along the power trace (columns `time`, `cpu_w`, `gpu_w`, `ram_w`; a row holds the mean power since
     the row before), which gives the shape and not the amount. Without a trace, or with one that shows no
-    power, evenly in time.
+    power, evenly in time. Raises ValueError when the end comes before the start.
     """
+    slots = slots_of(start, end, step)
     first, last = pd.Timestamp(start).tz_convert("UTC"), pd.Timestamp(end).tz_convert("UTC")
-    if last < first:
-        raise ValueError(f"the end {last} comes before the start {first}")
-    hour = pd.Timedelta("1h")
-    edges = pd.date_range(first.floor("h"), max(last.ceil("h"), first.floor("h") + hour), freq="h")
-    cuts_s = np.clip((edges - first).total_seconds().to_numpy(), 0.0, (last - first).total_seconds())  # (hours + 1,)
-    if len(edges) == 2:  # within one hour nothing is left to spread
+    if len(slots) == 1:  # nothing is left to spread
         share = np.ones(1)
     else:
+        edges = slots.append(pd.DatetimeIndex([slots[-1] + step]))
+        cuts_s = np.clip(
+            (edges - first).total_seconds().to_numpy(), 0.0, (last - first).total_seconds()
+        )  # (slots + 1,)
         knots_s, joules = _cumulative_energy(first, last, trace)
         share = np.diff(np.interp(cuts_s, knots_s, joules)) / joules[-1]
-    return pd.Series(energy_kwh * share, index=edges[:-1], name="energy_kwh")
+    return pd.Series(energy_kwh * share, index=slots, name="energy_kwh")
 
 
 def _cumulative_energy(
@@ -92,8 +98,11 @@ def _cumulative_energy(
 def mean_intensity_g_per_kwh(
     intensity: CarbonIntensity, start: datetime, end: datetime, trace: pd.DataFrame | None = None
 ) -> float:
-    """The mean of I over [start, end), weighted by energy: sum(E_h x I_h) / sum(E_h) over the hours h."""
-    energy = hourly_energy_kwh(start, end, 1.0, trace)
+    """The mean of I over [start, end), weighted by energy: sum(E_h x I_h) / sum(E_h) over the slots h.
+
+    Raises GapError where the signal has no value.
+    """
+    energy = energy_by_slot_kwh(start, end, 1.0, trace, intensity.step)
     return _weighted_mean(intensity.values_at(pd.DatetimeIndex(energy.index)), energy.to_numpy())
 
 
@@ -108,7 +117,7 @@ def price_ledger(
 
     attempts: `ledger.collect_attempts`; with it, a failed attempt is priced at its own time and not at that
     of the attempt that succeeded. The low and high columns price the energy's interval; the intensity's own
-    error is not in them. Raises ValueError for a PUE below 1.
+    error is not in them. Raises ValueError for a PUE below 1, GapError where the signal has no value.
     """
     check_pue(pue)
     windows = _windows(ledger, attempts)
@@ -118,8 +127,9 @@ def price_ledger(
     priced["carbon_intensity_g_per_kwh"] = [
         _row_intensity(intensity, windows[key], (traces or {}).get(key)) for key in _keys(ledger)
     ]
-    priced["intensity_source"] = intensity.source
+    priced["intensity_source"] = [_row_source(intensity, windows[key]) for key in _keys(ledger)]
     priced["intensity_kind"] = intensity.kind
+    priced["intensity_hash"] = intensity.data_hash
     for bound in ("", "_low", "_high"):
         energy_kwh = ledger[f"energy{bound}_kwh"].to_numpy(dtype=float, na_value=np.nan)  # (rows,)
         intensities = priced["carbon_intensity_g_per_kwh"].to_numpy(dtype=float)
@@ -161,18 +171,26 @@ def _row_intensity(intensity: CarbonIntensity, windows: list[Window], trace: pd.
     return _weighted_mean(np.array(means), np.array(weights))
 
 
+def _row_source(intensity: CarbonIntensity, windows: list[Window]) -> str:
+    """Where the row's intensities come from, and what stood in for the source at its hours."""
+    slots = [slots_of(start, end, intensity.step) for start, end, _ in windows]
+    return intensity.source_at(slots[0].append(slots[1:]).unique())
+
+
 def _weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
     """Mean of N values, (N,), evenly where no weight is above zero; exact where all values are the same."""
     weights = weights if weights.sum() > 0 else np.ones(len(values))
     return float(values[0] + ((values - values[0]) * weights).sum() / weights.sum())
 
 
-def read_traces(ledger: pd.DataFrame, trace_paths: Iterable[str | Path]) -> dict[Key, pd.DataFrame]:
-    """The traces of the jobs that touch more than one hour; no other trace can change a price.
+def read_traces(
+    ledger: pd.DataFrame, trace_paths: Iterable[str | Path], step: pd.Timedelta = HOUR
+) -> dict[Key, pd.DataFrame]:
+    """The traces of the jobs that touch more than one slot; no other trace can change a price.
 
     Raises ValueError or OSError naming the file.
     """
-    started, ended = (pd.to_datetime(ledger[name], utc=True).dt.floor("h") for name in ("started_at", "ended_at"))
+    started, ended = (pd.to_datetime(ledger[name], utc=True).dt.floor(step) for name in ("started_at", "ended_at"))
     long = set(_keys(ledger[started != ended]))
     traces = {}
     for path in trace_paths:
@@ -190,16 +208,44 @@ def write_prices(
     attempts_path: str | Path,
     trace_paths: Iterable[str | Path],
     priced_path: str | Path,
-    zone: str,
-    year: int,
-    pue: float,
+    carbon: Mapping[str, Any],
+    intensity_path: str | Path | None = None,
 ) -> None:
-    """Price a ledger at one zone: its typical year by month and hour where it has one, else its annual value
-    of `year`.
+    """Price a ledger as the config's `carbon` says: by the tables, a file, or what was fetched from a live source.
 
-    Raises ValueError for an unknown zone or a PUE below 1, OSError for what cannot be read or written.
+    intensity_path: where the signal of a file or a live source is; None for the tables.
+
+    Raises ValueError for an unknown zone, a PUE below 1 or a gap that nothing may fill, OSError for what cannot
+    be read or written.
     """
     ledger = read_ledger(ledger_path)
     attempts = read_table(attempts_path, required=("stage", "item", "started_at", "ended_at", "energy_kwh"))
-    priced = price_ledger(ledger, intensity_of(zone, year), pue, read_traces(ledger, trace_paths), attempts)
-    write_table(priced, priced_path)
+    intensity = chosen_intensity(carbon, intensity_path)
+    traces = read_traces(ledger, trace_paths, intensity.step)
+    write_table(price_ledger(ledger, intensity, carbon["pue"], traces, attempts), priced_path)
+
+
+def write_live_intensity(
+    ledger_path: str | Path, attempts_path: str | Path, carbon: Mapping[str, Any], intensity_path: str | Path
+) -> None:
+    """Fetch the signal of the live source that `carbon` names over the hours that the ledger's attempts ran.
+
+    Only here does a study use the network for its prices. Where the config allows it, the tables stand in for what
+    the source does not have, and the file says so slot by slot.
+
+    Raises ValueError with one line naming source and zone when the source fails and nothing may stand in for it.
+    """
+    from emissions.grid.live import LiveSettings, history_or_tables  # httpx, which no other price needs
+
+    table = pd.concat([read_ledger(ledger_path), read_table(attempts_path, required=("started_at", "ended_at"))])
+    started, ended = (pd.to_datetime(table[name], utc=True) for name in ("started_at", "ended_at"))
+    span = started.min(), ended.max()
+    intensity = history_or_tables(
+        carbon["intensity"],
+        find_zone(carbon["zone"]),
+        *span,
+        LiveSettings.from_config(carbon["live"]),
+        carbon["year"],
+        carbon["fallback"],
+    )
+    write_intensity(intensity, slots_of(*span, intensity.step), intensity_path)

@@ -73,8 +73,8 @@ def all_zones() -> dict[str, Zone]:
 
 
 def find_zone(text: str) -> Zone:
-    """The zone named by an Electricity Maps id, or by the ISO 3166-1 code (two or three letters) of its
-    country.
+    """The zone named by an Electricity Maps id, by the ISO 3166-1 code (two or three letters) of its country, or by
+    the cloud region in it, as in "aws:eu-central-1".
 
     Raises ValueError with the nearest spellings, or with the zones of a country that has several and none of
     its own.
@@ -82,6 +82,8 @@ def find_zone(text: str) -> Zone:
     if not isinstance(text, str):
         hint = '; write "NO" in quotes, since YAML reads a bare NO as false' if text is False else ""
         raise ValueError(f"zone {text!r} is not text{hint}")
+    if ":" in text:
+        return _zone_of_region(text.strip().lower())
     zones = all_zones()
     code = text.strip().upper()
     country = _alpha_2(code)
@@ -93,7 +95,26 @@ def find_zone(text: str) -> Zone:
         return within[0]
     if within:
         raise ValueError(f"zone {text!r} is a country of several grids: choose one of {_listed(within)}")
+    named = pycountry.countries.get(alpha_2=country)
+    if named is not None:
+        raise ValueError(f"zone {text!r}: the tables have no grid of {named.name}: choose the zone that supplies it")
     raise ValueError(f"unknown zone {text!r}: {_nearest(text.strip())}")
+
+
+@cache
+def cloud_regions() -> dict[str, str]:
+    """Zone by cloud region, "provider:region" in small letters."""
+    table = data_table("cloud_regions.csv")
+    return dict(zip(table["provider"] + ":" + table["region"], table["zone"], strict=True))
+
+
+def _zone_of_region(region: str) -> Zone:
+    regions = cloud_regions()
+    if region in regions:
+        return all_zones()[regions[region]]
+    close = difflib.get_close_matches(region, regions, n=4, cutoff=0.6)
+    hint = f"did you mean {', '.join(close)}?" if close else "providers are aws, azure and gcp, as in aws:eu-central-1"
+    raise ValueError(f"unknown cloud region {region!r}: {hint}")
 
 
 def _alpha_2(code: str) -> str:

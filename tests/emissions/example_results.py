@@ -27,7 +27,7 @@ from emissions.records import LEDGER_COLUMNS, append_journal, utc_text, write_re
 from emissions.retries import merge
 from emissions.tables import write_table
 from emissions.uncertainty import STARTUP_ERROR, Interval, combine, unseen
-from tests.emissions.studies import FOLDERS
+from tests.emissions.studies import FOLDERS, carbon
 
 COMPARISONS = (
     "by_size", "by_resolution", "by_stage", "by_sampler", "by_devices",
@@ -94,7 +94,7 @@ def write_example(results: Path, *, zone: str = "DE", gpu: bool = False, small: 
     example = _write_artefacts(results, plan)
     ledger, attempts_path, priced = (example.tables / f"{name}.csv" for name in ("ledger", "attempts", "priced"))
     write_ledger(example.plan, records, journal, ledger, attempts_path)
-    write_prices(ledger, attempts_path, [], priced, zone=zone, year=2024, pue=1.1)
+    write_prices(ledger, attempts_path, [], priced, carbon(zone=zone, pue=1.1))
     outputs = {name: example.tables / f"{name}.csv" for name in COMPARISONS}
     scores = [results / "runs" / run["run"] / "fidelity.json" for run in runs]
     write_comparisons(priced, example.plan, scores, outputs, year=2024, pue=1.1)

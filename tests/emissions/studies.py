@@ -37,6 +37,15 @@ ENERGY_COLUMNS = tuple(column for column in LEDGER_COLUMNS if column.endswith("_
 IN_WINDOW = 0.98  # the part of an energy that was not used in starting up
 
 
+def carbon(**changes: Any) -> dict[str, Any]:
+    """The config's `carbon` section, with changes."""
+    return {
+        "zone": "DE", "year": 2024, "pue": 1.0, "pue_by_zone": {}, "intensity": "tables", "fallback": True,
+        "file": {"path": None, "time": None, "value": None, "kind": None},
+        "live": {"url": None, "token_file": None, "cache": None, "max_age_h": 1.0, "timeout_s": 10.0},
+    } | changes  # fmt: skip
+
+
 def make_plan(
     sizes: tuple[str, ...] = ("nano", "tiny"),
     dims: tuple[int, ...] = (2, 3),

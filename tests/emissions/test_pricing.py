@@ -16,7 +16,7 @@ from emissions.grid.zones import find_zone
 from emissions.ledger import record_key
 from emissions.pricing import (
     PRICE_COLUMNS,
-    hourly_energy_kwh,
+    energy_by_slot_kwh,
     mean_intensity_g_per_kwh,
     operational_emissions_g,
     price_ledger,
@@ -26,7 +26,7 @@ from emissions.pricing import (
 )
 from emissions.records import utc_text
 from emissions.tables import read_table
-from tests.emissions.studies import collect, make_plan, make_record, write_study
+from tests.emissions.studies import carbon, collect, make_plan, make_record, write_study
 
 START = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
 SECONDS = st.integers(1, 300_000)
@@ -37,8 +37,12 @@ OFFSETS = st.integers(0, 3_000_000)
 class SineIntensity(CarbonIntensity):
     """300 + 100 sin over one day: its integral is known."""
 
-    def values_at(self, hours: pd.DatetimeIndex) -> np.ndarray:
-        return 300 + 100 * np.sin(2 * np.pi * (hours.hour.to_numpy() + 0.5) / 24)
+    def lookup(self, times: pd.DatetimeIndex) -> np.ndarray:
+        return 300 + 100 * np.sin(2 * np.pi * (times.hour.to_numpy() + 0.5) / 24)
+
+    @property
+    def data_hash(self) -> str:
+        return "made up"
 
 
 def sine() -> SineIntensity:
@@ -81,7 +85,7 @@ def test_250_g_are_2_33_km_by_car():
 
 
 def test_without_a_trace_energy_is_spread_evenly_in_time():
-    energy = hourly_energy_kwh(START, START + timedelta(hours=2), 4.0)
+    energy = energy_by_slot_kwh(START, START + timedelta(hours=2), 4.0)
     assert list(energy) == pytest.approx([1.0, 2.0, 1.0])
     assert [hour.hour for hour in energy.index] == [10, 11, 12]
 
@@ -102,17 +106,17 @@ def test_a_long_job_is_priced_along_its_power_trace():
 def test_readings_outside_the_job_do_not_count_and_the_last_power_holds_to_the_end():
     start, end = START.replace(minute=0), START.replace(minute=0) + timedelta(hours=2)
     trace = trace_of(start, [-60.0, 1800.0, 3600.0], [1e6, 10.0, 10.0])  # killed half-way
-    assert list(hourly_energy_kwh(start, end, 1.0, trace)) == pytest.approx([0.5, 0.5])
+    assert list(energy_by_slot_kwh(start, end, 1.0, trace)) == pytest.approx([0.5, 0.5])
 
 
 def test_a_trace_without_power_falls_back_to_time():
     start, end = START.replace(minute=0), START.replace(minute=0) + timedelta(hours=2)
-    assert list(hourly_energy_kwh(start, end, 1.0, trace_of(start, [7200.0], [0.0]))) == pytest.approx([0.5, 0.5])
-    assert list(hourly_energy_kwh(start, end, 1.0, trace_of(start, [], []))) == pytest.approx([0.5, 0.5])
+    assert list(energy_by_slot_kwh(start, end, 1.0, trace_of(start, [7200.0], [0.0]))) == pytest.approx([0.5, 0.5])
+    assert list(energy_by_slot_kwh(start, end, 1.0, trace_of(start, [], []))) == pytest.approx([0.5, 0.5])
 
 
 def test_a_job_of_no_time_keeps_its_energy():
-    assert list(hourly_energy_kwh(START, START, 2.0)) == [2.0]
+    assert list(energy_by_slot_kwh(START, START, 2.0)) == [2.0]
 
 
 def test_the_mean_over_a_window_of_a_sine_is_its_integral():
@@ -149,7 +153,7 @@ def test_the_hours_of_a_job_add_up_to_its_energy(offset_s, seconds, energy_kwh, 
     start = START + timedelta(seconds=offset_s)
     times = [seconds * (i + 1) / len(watts) for i in range(len(watts))]
     trace = trace_of(start, times, watts)
-    energy = hourly_energy_kwh(start, start + timedelta(seconds=seconds), energy_kwh, trace)
+    energy = energy_by_slot_kwh(start, start + timedelta(seconds=seconds), energy_kwh, trace)
     assert energy.sum() == pytest.approx(energy_kwh)
     assert (energy >= 0).all()
 
@@ -229,7 +233,7 @@ def test_the_whole_step_reads_and_writes_files(tmp_path):
     ledger, attempts = collect(tmp_path, plan, write_study(tmp_path, plan))
     ledger.to_csv(tmp_path / "ledger.csv", index=False)
     attempts.to_csv(tmp_path / "attempts.csv", index=False)
-    write_prices(tmp_path / "ledger.csv", tmp_path / "attempts.csv", [], tmp_path / "priced.csv", "NAM", 2024, 1.0)
+    write_prices(tmp_path / "ledger.csv", tmp_path / "attempts.csv", [], tmp_path / "priced.csv", carbon(zone="NAM"))
     priced = read_table(tmp_path / "priced.csv")
     assert set(priced["zone"]) == {"NA"}
     assert priced["emissions_g"].sum() == pytest.approx(43.0 * ledger["energy_kwh"].sum())

@@ -8,7 +8,7 @@ import pytest
 from emissions.grid.intensity import CREDIT
 from emissions.pricing import write_prices
 from emissions.summary import MAX_SAMPLER_LINES, energy_text, mass_text, significant, summarise, summary_text
-from tests.emissions.studies import IN_WINDOW, collect, make_plan
+from tests.emissions.studies import IN_WINDOW, carbon, collect, make_plan
 from tests.emissions.test_compare import total_kwh, write_tables
 
 
@@ -91,7 +91,7 @@ def test_a_zone_without_seasons_says_so(results, tmp_path):
     ledger.to_csv(tmp_path / "ledger.csv", index=False)
     attempts.to_csv(tmp_path / "attempts.csv", index=False)
     priced = tmp_path / "emissions/priced.csv"
-    write_prices(tmp_path / "ledger.csv", tmp_path / "attempts.csv", [], priced, "NA", 2024, 1.5)
+    write_prices(tmp_path / "ledger.csv", tmp_path / "attempts.csv", [], priced, carbon(zone="NA", pue=1.5))
     text = summary_text(tmp_path)
     assert "NA: annual value only: no seasonal data" in text
     assert "PUE 1.5" in text

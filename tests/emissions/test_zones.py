@@ -1,8 +1,9 @@
 """Zones: ids, country codes, spellings, seasons."""
 
+import pycountry
 import pytest
 
-from emissions.grid.zones import all_zones, find_zone
+from emissions.grid.zones import all_zones, cloud_regions, find_zone
 
 
 def test_there_are_352_zones_with_annual_values_and_three_with_a_typical_year_only():
@@ -85,3 +86,45 @@ def test_points_lie_in_their_country():
     assert find_zone("NZ").latitude_deg < -30
     assert find_zone("US-HI").longitude_deg == pytest.approx(-156.9)
     assert all(abs(z.latitude_deg) <= 90 and abs(z.longitude_deg) <= 180 for z in all_zones().values())
+
+
+def test_a_country_without_a_grid_in_the_tables_is_named():
+    with pytest.raises(ValueError, match="'AND': the tables have no grid of Andorra"):
+        find_zone("AND")
+
+
+@pytest.mark.parametrize(
+    ("region", "zone"),
+    [
+        ("aws:eu-central-1", "DE"),
+        ("AWS:us-east-1", "US-MIDA-PJM"),
+        ("azure:swedencentral", "SE-SE3"),
+        ("gcp:europe-west9", "FR"),
+    ],
+)
+def test_a_cloud_region_names_the_zone_that_it_stands_in(region, zone):
+    assert find_zone(region).zone == zone
+
+
+@pytest.mark.parametrize(
+    ("region", "hint"),
+    [("aws:eu-central-3", "did you mean aws:eu-central-"), ("oracle:frankfurt", "providers are aws, azure and gcp")],
+)
+def test_an_unknown_cloud_region_is_one_line_with_the_nearest(region, hint):
+    with pytest.raises(ValueError, match=hint) as caught:
+        find_zone(region)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_cloud_region_stands_in_a_zone_and_every_iso_code_resolves_or_is_explained():
+    assert len(cloud_regions()) > 100
+    assert set(cloud_regions().values()) <= set(all_zones())
+    for country in pycountry.countries:
+        zones = set()
+        for code in (country.alpha_2, country.alpha_3):
+            try:
+                zones.add(find_zone(code).zone)
+            except ValueError as error:
+                zones.add("none")
+                assert "the tables have no grid of" in str(error) or "several grids" in str(error)
+        assert len(zones) == 1

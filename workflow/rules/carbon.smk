@@ -10,9 +10,36 @@ COMPARISONS = [
 ]
 
 
+def intensity_of_study(wildcards):
+    """The file that the study's intensity is in; the tables ship with the project and are none."""
+    chosen = config["carbon"]["intensity"]
+    if chosen == "tables":
+        return {}
+    if chosen == "file":
+        return {"intensity": config["carbon"]["file"]["path"]}
+    return {"intensity": "results/emissions/intensity.csv"}
+
+
+rule fetch_intensity:
+    """Ask the live source for the carbon intensity of the hours that the jobs ran; uses the network."""
+    input:
+        ledger="results/emissions/ledger.csv",
+        attempts="results/emissions/attempts.csv",
+    output:
+        intensity="results/emissions/intensity.csv",
+    log:
+        "results/emissions/logs/fetch_intensity.log",
+    localrule: True
+    params:
+        carbon=config["carbon"],
+    script:
+        "../scripts/fetch_intensity.py"
+
+
 rule price_ledger:
     """Price the ledger at the study's zone and at the hours that the jobs ran."""
     input:
+        unpack(intensity_of_study),
         ledger="results/emissions/ledger.csv",
         attempts="results/emissions/attempts.csv",
         traces=all_records(".power.parquet"),

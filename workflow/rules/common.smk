@@ -5,15 +5,15 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from emissions.grid.zones import find_zone
+from emissions.grid.choice import check_carbon
 from models.config import check_config
 from models.plan import COLUMNS, make_plan
 
 try:
     check_config(config, workflow.source_path("../schemas/config.schema.yaml"))
-    find_zone(config["carbon"]["zone"])
+    check_carbon(config["carbon"])
     plan = make_plan(config)
-except ValueError as error:
+except (ValueError, FileNotFoundError) as error:
     raise WorkflowError(str(error)) from None
 
 
