@@ -37,6 +37,7 @@ from emissions.grid.intensity import CREDIT
 from emissions.grid.zones import find_zone
 from emissions.ledger import read_ledger
 from emissions.phases import phase_of
+from emissions.pricing import sources_text
 from emissions.sections import all_sections
 from emissions.tables import read_table
 from emissions.waste import early_count
@@ -281,12 +282,11 @@ def _phases(priced: pd.DataFrame) -> list[dict[str, Any]]:
 def _credits(infos: list[dict[str, Any]], priced: pd.DataFrame) -> list[str]:
     images = [f"Images: {info['credit']}" for info in infos if info.get("credit")]
     kinds = ", ".join(dict.fromkeys(priced["intensity_kind"].astype(str)))
-    sources = ", ".join(dict.fromkeys(priced["intensity_source"].astype(str)))
     return list(
         dict.fromkeys(
             [
                 f"{CREDIT}.",
-                f"Prices: {kinds} carbon intensity; {sources}. Emissions are energy, times PUE, times "
+                f"Prices: {kinds} carbon intensity; {sources_text(priced)}. Emissions are energy, times PUE, times "
                 "intensity; the making of the hardware is not in them.",
                 f"Kilometres by car: {CAR_SOURCE}.",
                 *images,
@@ -339,5 +339,5 @@ def price_data(priced: pd.DataFrame, by_zone: pd.DataFrame, by_season: pd.DataFr
             "phases_g": {str(phase): float(value) for phase, value in phases["emissions_g"].sum().items()},
         },
         "note": f"{zones[zone]['name']}{when}: {round(mean_g_per_kwh)} g per kWh "
-        f"({priced['intensity_source'].iloc[0]}). Choose another place or month to price the same energy.",
+        f"({sources_text(priced)}). Choose another place or month to price the same energy.",
     }

@@ -137,6 +137,12 @@ def price_ledger(
     return priced
 
 
+def sources_text(priced: pd.DataFrame) -> str:
+    """Where the intensities of a priced ledger come from, each source once."""
+    texts = priced["intensity_source"].astype(str)
+    return "; ".join(dict.fromkeys(part for text in texts for part in text.split("; ")))
+
+
 def check_pue(pue: float) -> float:
     """The PUE as it is; raises ValueError unless it is a number of at least 1."""
     if isinstance(pue, bool) or not isinstance(pue, (int, float)) or not (math.isfinite(pue) and pue >= 1):

@@ -17,6 +17,7 @@ from emissions.equivalents import CAR_G_PER_KM, car_km
 from emissions.grid.intensity import CREDIT
 from emissions.grid.zones import find_zone
 from emissions.ledger import read_ledger
+from emissions.pricing import sources_text
 from emissions.tables import read_table
 from emissions.waste import early_count, ended_early, outcomes_text
 
@@ -132,7 +133,7 @@ def _totals(ledger: pd.DataFrame, attempts: pd.DataFrame) -> dict[str, Any]:
         "zone": zone.zone,
         "zone_name": zone.zone_name,
         "pue": float(first["pue"]),
-        "intensity_source": first["intensity_source"],
+        "intensity_source": sources_text(ledger),
         "intensity_kind": first["intensity_kind"],
         "carbon_intensity_g_per_kwh": float((weights * intensity).sum() / (weights.sum() or 1)),
     }

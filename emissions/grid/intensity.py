@@ -174,7 +174,7 @@ class FallbackIntensity(CarbonIntensity):
         instead = f"{self.second.source_at(times[missing])}, for want of {self.first.source}"
         if missing.all():
             return instead
-        return f"{self.first.source_at(times[~missing])}; {missing.sum()} of {len(times)} slots {instead}"
+        return f"{self.first.source_at(times[~missing])}; {instead}"
 
     @cached_property
     def data_hash(self) -> str:
