@@ -14,7 +14,11 @@ from tests.workflow.snake import BASE, ROOT, TINY
 ACCOUNTING = {  # these make tables of what was metered; nothing trains, samples or looks at images in them
     "write_plan",
     "collect_ledger",
+    "fetch_intensity",
     "price_ledger",
+    "whatif",
+    "propose_schedule",
+    "measure_savings",
     "compare_emissions",
     "build_dashboard",
     "print_summary",
