@@ -14,7 +14,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NoReturn
 
-from emissions import doctor, track
+from emissions import doctor, track, whatif_command
+from emissions.grid.live import command as intensity_command
+from emissions.schedule import command as schedule_command
 
 HOST = "127.0.0.1"  # the dashboard is for the person at this machine
 
@@ -144,6 +146,9 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     _register_dashboard,
     track.register,
     doctor.register,
+    whatif_command.register,
+    schedule_command.register,
+    intensity_command.register,
 )
 
 if __name__ == "__main__":

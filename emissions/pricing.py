@@ -67,7 +67,7 @@ def energy_by_slot_kwh(
     if len(slots) == 1:  # nothing is left to spread
         share = np.ones(1)
     else:
-        edges = slots.append(pd.DatetimeIndex([slots[-1] + step]))
+        edges = pd.DatetimeIndex([*slots, slots[-1] + step])
         cuts_s = np.clip(
             (edges - first).total_seconds().to_numpy(), 0.0, (last - first).total_seconds()
         )  # (slots + 1,)
@@ -180,7 +180,7 @@ def _row_intensity(intensity: CarbonIntensity, windows: list[Window], trace: pd.
 def _row_source(intensity: CarbonIntensity, windows: list[Window]) -> str:
     """Where the row's intensities come from, and what stood in for the source at its hours."""
     slots = [slots_of(start, end, intensity.step) for start, end, _ in windows]
-    return intensity.source_at(slots[0].append(slots[1:]).unique())
+    return intensity.source_at(pd.DatetimeIndex(slots[0].append(slots[1:]).unique()))
 
 
 def _weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:

@@ -36,13 +36,13 @@ def test_summary_prints_json(results, capsys):
     assert json.loads(capsys.readouterr().out)["places"]["zones"] == 352
 
 
-@pytest.mark.parametrize("command", ["summary", "dashboard", "track", "doctor"])
+@pytest.mark.parametrize("command", ["summary", "dashboard", "track", "doctor", "whatif", "schedule", "intensity"])
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
     assert f"example: footprint {command}" in capsys.readouterr().out
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 7
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Carbon: from energy to emissions here, elsewhere and at other times. Only this chapter knows a zone.
 
 Needs: results/emissions/ledger.csv and attempts.csv, the power traces, results/plan.csv, the scores of every run.
-Makes: results/emissions/priced.csv, by_*.csv and fidelity.csv.
+Makes: results/emissions/priced.csv, by_*.csv, fidelity.csv, whatif.csv and schedule.csv.
 """
 
 COMPARISONS = [
@@ -69,3 +69,36 @@ rule compare_emissions:
         carbon=config["carbon"],
     script:
         "../scripts/compare_emissions.py"
+
+
+rule whatif:
+    """Price the study's total in every zone and month."""
+    input:
+        ledger="results/emissions/ledger.csv",
+        traces=all_records(".power.parquet"),
+    output:
+        whatif="results/emissions/whatif.csv",
+    log:
+        "results/emissions/logs/whatif.log",
+    localrule: True
+    params:
+        carbon=config["carbon"],
+    script:
+        "../scripts/whatif.py"
+
+
+rule propose_schedule:
+    """Propose when to run the same study next: at once, at the best start, and every stage by itself."""
+    input:
+        ledger="results/emissions/ledger.csv",
+        plan="results/plan.csv",
+    output:
+        schedule="results/emissions/schedule.csv",
+    log:
+        "results/emissions/logs/propose_schedule.log",
+    localrule: True
+    params:
+        carbon=config["carbon"],
+        slack_h=config["schedule"]["slack_h"],
+    script:
+        "../scripts/propose_schedule.py"
