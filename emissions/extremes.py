@@ -83,7 +83,7 @@ def between_months(zone: str) -> Extremes | None:
         return None
     means = typical.month_means()
     return Extremes(
-        basis=f"months of a typical year in {typical.zone.zone}",
+        basis=f"months of a typical year in {typical.zone.zone} ({typical.basis}, which flattens single years)",
         cleanest=f"month {means.argmin() + 1}",
         dirtiest=f"month {means.argmax() + 1}",
         cleanest_g_per_kwh=float(means.min()),

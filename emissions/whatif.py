@@ -23,7 +23,7 @@ from emissions.grid.intensity import (
     intensity_of,
 )
 from emissions.grid.local_time import by_local_hour
-from emissions.grid.profile_error import profile_error
+from emissions.grid.profile_error import ProfileError, profile_error
 from emissions.grid.zones import Zone, all_zones, find_zone
 from emissions.ledger import read_ledger
 from emissions.pricing import Key, check_pue, energy_by_slot_kwh, read_traces
@@ -102,7 +102,8 @@ def whatif(
         traces: power traces by (stage, item).
 
     emissions_low_g and emissions_high_g hold the energy's interval and the typical value's own error (90 %), their
-    relative half-widths in quadrature. `ratio_to_smallest` compares rows of one kind.
+    relative half-widths in quadrature; the error of a signal from a file is unknown and not in them, and
+    `intensity_error_known` says so. `ratio_to_smallest` compares rows of one kind.
 
     Raises ValueError for an unknown zone, a month or hour that is none, a PUE below 1, or work without energy.
     """
@@ -113,20 +114,23 @@ def whatif(
     signals: list[CarbonIntensity] = [intensity_of(place, year) for place in dict.fromkeys(places)]
     profile_kwh = energy_by_hour_kwh(work, traces)
     energy = {bound: _total(work, f"energy{bound}_kwh") for bound in ("_low", "", "_high")}
+    signals_and_errors = [(signal, profile_error(signal)) for signal in signals]
+    signals_and_errors += [(typical_of(series), None) for series in intensities]
     tables = [
-        _of_zone(signal, months, hours, profile_kwh, energy, _pue_of(signal.zone.zone, pue), year)
-        for signal in (*signals, *(typical_of(series) for series in intensities))
+        _of_zone(signal, error, months, hours, profile_kwh, energy, _pue_of(signal.zone.zone, pue), year)
+        for signal, error in signals_and_errors
     ]
     table = pd.concat(tables, ignore_index=True)
     smallest = table.groupby("intensity_kind")["emissions_g"].transform("min")
     table["ratio_to_smallest"] = table["emissions_g"] / smallest.where(smallest > 0)
-    order = table.groupby(["intensity_kind", "zone"])["emissions_g"].transform("mean")
-    keys = ["intensity_kind", "_order", "zone", "month", *(["hour"] if hours is not None else [])]
+    signal = ["intensity_kind", "zone", "intensity_hash"]
+    order = table.groupby(signal)["emissions_g"].transform("mean")
+    keys = ["intensity_kind", "_order", *signal[1:], "month", *(["hour"] if hours is not None else [])]
     return table.assign(_order=order).sort_values(keys, ignore_index=True).drop(columns="_order")
 
 
 def typical_of(series: SeriesIntensity) -> TypicalYearIntensity:
-    """The means of a series by its months and UTC hours; those it does not have are NaN."""
+    """The means of a series by its months and UTC hours; NaN for hours that it does not have."""
     values = series.values_g_per_kwh.dropna()
     times = pd.DatetimeIndex(values.index)
     table = np.full((12, 24), np.nan)
@@ -145,6 +149,8 @@ def typical_of(series: SeriesIntensity) -> TypicalYearIntensity:
 def _check(work: pd.DataFrame, months: Sequence[int], hours: Sequence[int] | None) -> None:
     if work.empty:
         raise ValueError("there is no work to price: the table has no rows")
+    if not len(months) or (hours is not None and not len(hours)):
+        raise ValueError("there is nothing to price: name months, and hours where they are asked for")
     for name, values, known in (("month", months, MONTHS), ("hour", hours or (), HOURS_OF_DAY)):
         wrong = [value for value in values if value not in known]
         if wrong:
@@ -164,6 +170,7 @@ def _pue_of(zone: str, pue: float | Mapping[str, float]) -> float:
 
 def _of_zone(
     signal: CarbonIntensity,
+    error: ProfileError | None,
     months: Sequence[int],
     hours: Sequence[int] | None,
     profile_kwh: np.ndarray,
@@ -187,7 +194,7 @@ def _of_zone(
         clock = (np.arange(24)[None, :] + np.array(hours)[:, None]) % 24  # (H, 24)
         means = (table[asked][:, clock] @ shares).ravel()  # (M * H,)
         index = {"month": np.repeat(months, len(hours)), "hour": np.tile(hours, len(months))}
-    low, high = _relative_interval(signal, energy, hours is not None)
+    low, high = _relative_interval(error, energy, hours is not None)
     zone = signal.zone
     rows = pd.DataFrame(index)
     rows.insert(0, "zone", zone.zone)
@@ -200,16 +207,17 @@ def _of_zone(
     rows["emissions_low_g"], rows["emissions_high_g"] = rows["emissions_g"] * low, rows["emissions_g"] * high
     for name, value in (("kind", signal.kind), ("source", signal.source), ("hash", signal.data_hash)):
         rows[f"intensity_{name}"] = value
-    rows["basis"] = basis
+    rows["basis"], rows["intensity_error_known"] = basis, error is not None
     return rows.dropna(subset=["carbon_intensity_g_per_kwh"])  # months that a file does not have
 
 
-def _relative_interval(signal: CarbonIntensity, energy: Mapping[str, float], hourly: bool) -> tuple[float, float]:
+def _relative_interval(error: ProfileError | None, energy: Mapping[str, float], hourly: bool) -> tuple[float, float]:
     """Low and high over the value: relative half-widths of energy and intensity in quadrature, each side apart."""
-    error = profile_error(signal) if signal.kind == "average lifecycle" else None
     low, high = (1.0, 1.0)
     if error is not None:
-        low, high = (error.hour_low, error.hour_high) if hourly else (error.month_low, error.month_high)
+        low, high = error.month_low, error.month_high
+        if hourly:  # a single hour is no surer than its month, however few years the month's error is from
+            low, high = min(low, error.hour_low), max(high, error.hour_high)
     widths = []
     for bound, ratio in (("_low", low), ("_high", high)):
         of_energy = energy[bound] / energy[""] if energy[""] > 0 else 1.0

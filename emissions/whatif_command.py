@@ -43,6 +43,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from emissions.work import read_work
 
     work = read_work(arguments.work, arguments.time_zone)
+    signals = [read_intensity_csv(path) for path in arguments.intensity]
     table = whatif(
         work,
         None if arguments.zones == "all" else arguments.zones.split(","),
@@ -50,13 +51,18 @@ def _run(arguments: argparse.Namespace) -> int:
         hours=_numbers("--hours", arguments.hours, HOURS_OF_DAY) if arguments.hours else None,
         pue=_pue(arguments.pue),
         year=arguments.year,
-        intensities=[read_intensity_csv(path) for path in arguments.intensity],
+        intensities=signals,
         traces=read_traces(work, arguments.work.absolute().parent.parent.glob("*/*/emissions/*.power.parquet")),
     )
     if arguments.out:
         write_table(table, arguments.out)
+    for path, series in zip(arguments.intensity, signals, strict=True):
+        if not (table["intensity_source"] == series.source).any():
+            raise ValueError(f"{path}: covers none of these months with all its hours")
     if arguments.json:
-        print(json.dumps(json.loads(table.to_json(orient="records")), indent=1, ensure_ascii=False))
+        print(
+            json.dumps(table.astype(object).where(table.notna(), None).to_dict("records"), indent=1, ensure_ascii=False)
+        )
     else:
         print(_text(table, arguments.year))
     return 0
@@ -93,7 +99,7 @@ def _text(table: pd.DataFrame, year: int) -> str:
 
     lines = [f"{energy_text(float(table['energy_kwh'].iloc[0]))} measured; emissions of one beginning in each month:"]
     for kind, of_kind in table.groupby("intensity_kind", sort=False):
-        zones = [group for _, group in of_kind.groupby("zone", sort=False)]
+        zones = [group for _, group in of_kind.groupby(["zone", "intensity_hash"], sort=False)]
         lines += ["", f"{kind}", f"  {'zone':<14}{'mean':>12}{'least':>12}{'most':>12}  when least, when most"]
         for place, group in enumerate(zones):
             if len(zones) > 2 * SHOWN_ZONES and SHOWN_ZONES <= place < len(zones) - SHOWN_ZONES:

@@ -19,10 +19,11 @@ def read_work(path: str | Path, time_zone: str = "UTC") -> pd.DataFrame:
     """A row per piece of work, with at least `stage, item, started_at, ended_at, duration_s, energy_kwh,
     energy_low_kwh, energy_high_kwh`; energies are of the computers, before PUE.
 
-    A ledger, or a priced one, is read as it is (CSV or Parquet). Of CodeCarbon's rows, the project is the stage
-    and the run the item. It appends a run's totals so far at each flush, so that the longest row of a run stands for
-    it; its energies are divided by the PUE that it had multiplied them by; its time is when the run stopped, naive and
-    local, and is read as of `time_zone`. It knows no interval: low and high are missing.
+    A ledger, or a priced one, is read as it is (CSV or Parquet). Of CodeCarbon's rows, the project is the stage and the
+    run the item, with its task where it wrote tasks. It appends a run's totals so far at each flush, so that the
+    longest row of a run stands for it; its energies are divided by the PUE that it had multiplied them by (a file of
+    tasks does not tell it); its time is when the run stopped, naive and local, and is read as of `time_zone`. It
+    knows no interval: low and high are missing.
 
     Raises FileNotFoundError, or ValueError naming the file, and the row where one is wrong.
     """
@@ -38,6 +39,8 @@ def read_work(path: str | Path, time_zone: str = "UTC") -> pd.DataFrame:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such table")
     try:
         table = pd.read_parquet(path)
     except ValueError as error:  # pyarrow's errors are ValueErrors
@@ -59,16 +62,18 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _codecarbon(table: pd.DataFrame, path: Path, time_zone: str) -> pd.DataFrame:
+    if table.empty:
+        raise ValueError(f"{path}: has no rows")
     duration_s = _numbers(table, "duration", path)
     energy_kwh = _numbers(table, "energy_consumed", path)
-    pue = _numbers(table, "pue", path) if "pue" in table.columns else pd.Series(1.0, index=table.index)
+    pue = _numbers(table, "pue", path, least=1.0) if "pue" in table.columns else pd.Series(1.0, index=table.index)
     ended = _instants(table["timestamp"], path, time_zone)
     work = pd.DataFrame(
         {
             "stage": table.get("project_name", pd.Series("codecarbon", index=table.index))
             .fillna("codecarbon")
             .astype(str),
-            "item": table.get("run_id", pd.Series(range(1, len(table) + 1), index=table.index)).astype(str),
+            "item": _items(table),
             "started_at": _texts(ended - pd.to_timedelta(duration_s, unit="s")),
             "ended_at": _texts(ended),
             "duration_s": duration_s,
@@ -81,14 +86,23 @@ def _codecarbon(table: pd.DataFrame, path: Path, time_zone: str) -> pd.DataFrame
     return work.loc[sorted(longest)].reset_index(drop=True)
 
 
-def _numbers(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
+def _items(table: pd.DataFrame) -> pd.Series:
+    """The run of each row, with its task in CodeCarbon's file of tasks; a row without a run is one of its own."""
+    items = pd.Series([f"row {place + 2}" for place in range(len(table))], index=table.index)
+    if "run_id" in table.columns:
+        items = table["run_id"].astype("string").fillna(items.astype("string"))
+    if "task_name" in table.columns:
+        items = items + " " + table["task_name"].fillna("").astype("string")
+    return items.astype("string")
+
+
+def _numbers(table: pd.DataFrame, column: str, path: Path, least: float = 0.0) -> pd.Series:
     numbers = pd.to_numeric(table[column], errors="coerce")
-    wrong = table.index[~(numbers >= 0) | np.isinf(numbers)]
+    wrong = table.index[~(numbers >= least) | np.isinf(numbers)]
     if len(wrong):
         # the header is the file's first row
-        raise ValueError(
-            f"{path}: row {wrong[0] + 2}: {column} is {table[column][wrong[0]]}; expected a number of at least 0"
-        )
+        found = table[column][wrong[0]]
+        raise ValueError(f"{path}: row {wrong[0] + 2}: {column} is {found}; expected a number of at least {least:g}")
     return numbers.astype(float)
 
 
@@ -99,7 +113,8 @@ def _instants(column: pd.Series, path: Path, time_zone: str) -> pd.Series:
         raise ValueError(f"time zone {time_zone!r} is unknown: use a name such as Europe/Berlin") from error
     for row, text in column.items():
         try:
-            pd.Timestamp(text)
+            if pd.isna(pd.Timestamp(text)):
+                raise ValueError("empty")
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: row {int(str(row)) + 2}: timestamp is {text!r}; expected a time") from error
     times = [pd.Timestamp(text) for text in column]

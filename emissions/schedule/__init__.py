@@ -4,6 +4,7 @@ One job:
     slots       intensities between two times, with exact integrals
     start       the best start of a job, and of very many jobs in many zones
     pauses      the best slots of a job that may be paused at checkpoints; the limit that acting needs
+    slot_program the dynamic program behind it
     site        the best of several sites, with the energy of moving the data
     backtest    replays history with the forecasts of the time
 The whole study:

@@ -13,7 +13,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emissions.records import parse_utc
+from emissions.schedule import backtest_command
+from emissions.schedule.arguments import UNITS, duration, moment, number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from emissions.schedule.problem import DagSite
     from emissions.schedule.tasks import Task
 
-UNITS = {"min": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 # Fixed networks in 2015, from core to access, and about half of it every two years since: Aslan and others 2018,
 # J. Industrial Ecology 22(4), 785-798.
 KWH_PER_GB = 0.06
@@ -42,12 +42,11 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     backtest = type(parser)(
         prog=f"{parser.prog} backtest",
-        description="Replay history: what schedules made from the forecasts of the time would have saved, and what "
-        "perfect foresight would have.",
+        description=backtest_command.DESCRIPTION,
         epilog="example: footprint schedule backtest DE.csv --forecasts issued.csv --duration 6h --slack 24h",
     )
     _add_plan_arguments(parser)
-    _add_backtest_arguments(backtest)
+    backtest_command.add_arguments(backtest)
     plan = parser.parse_known_args
 
     def parse_known_args(args: Any = None, namespace: Any = None) -> Any:
@@ -73,7 +72,7 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--from",
         dest="earliest",
-        type=_time,
+        type=moment,
         metavar="TIME",
         help="the earliest start, as 2026-11-25T08:00Z (default: now)",
     )
@@ -82,35 +81,20 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gpus", metavar="N", help="of all sites, or DE=1,SE=4 (default: what the work held at once)")
     add("--intensity", action="append", default=[], metavar="FILE", help="forecast of a zone, as CSV; may be repeated")
     add("--actual", action="append", default=[], metavar="FILE", help="what became of it: adds perfect foresight")
-    add("--gb", type=_number, default=0.0, metavar="X", help="GB to move between sites: the data, and each result")
-    add("--kwh-per-gb", type=_number, default=KWH_PER_GB, metavar="X", help="to move one GB (default: %(default)s)")
+    add("--gb", type=number, default=0.0, metavar="X", help="GB to move between sites: the data, and each result")
+    add("--kwh-per-gb", type=number, default=KWH_PER_GB, metavar="X", help="to move one GB (default: %(default)s)")
     add("--one-site-per-item", action="store_true", help="all stages of an item run at one site")
     add("--pausable", action="store_true", help="also plan pauses at checkpoints")
-    add("--checkpoint-kwh", type=_number, metavar="X", help="energy of a checkpoint (default: as measured)")
-    add("--restart-kwh", type=_number, metavar="X", help="energy of a restart (default: as measured)")
-    add("--idle-w", type=_number, default=0.0, metavar="W", help="power that is held in a pause (default: 0)")
-    add("--scale", type=_number, default=1.0, metavar="K", help="plan work that takes K times as much")
-    add("--time-limit", type=_number, default=30.0, metavar="S", help="seconds for the solver (default: 30)")
-    add("--gap", type=_number, default=1e-4, metavar="X", help="part of the emissions that is close enough to optimal")
+    add("--checkpoint-kwh", type=number, metavar="X", help="energy of a checkpoint (default: as measured)")
+    add("--restart-kwh", type=number, metavar="X", help="energy of a restart (default: as measured)")
+    add("--idle-w", type=number, default=0.0, metavar="W", help="power that is held in a pause (default: 0)")
+    add("--scale", type=number, default=1.0, metavar="K", help="plan work that takes K times as much")
+    add("--time-limit", type=number, default=30.0, metavar="S", help="seconds for the solver (default: 30)")
+    add("--gap", type=number, default=1e-4, metavar="X", help="part of the emissions that is close enough to optimal")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print the plans as JSON")
     shown.add_argument("--begin", action="store_true", help="print only sbatch's --begin of the best single start")
     parser.set_defaults(run=_schedule)
-
-
-def _add_backtest_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("history", type=Path, metavar="HISTORY", help="CSV of the intensity as it was")
-    add("--forecasts", type=Path, required=True, metavar="FILE", help="CSV of forecasts with the time of their issue")
-    add("--duration", type=_duration, required=True, metavar="T", help="of the job, as 6h")
-    add("--slack", type=_duration, required=True, metavar="T", help="how much later than at once it may end, as 24h")
-    add(
-        "--every", type=_duration, default=UNITS["d"], metavar="T", help="between the jobs of the replay (default: 24h)"
-    )
-    add("--energy", type=_number, default=1.0, metavar="KWH", help="of the job (default: 1)")
-    add("--pausable", action="store_true", help="also plan pauses, at no cost of a checkpoint and a restart")
-    add("--json", action="store_true", help="print the figures as JSON")
-    parser.set_defaults(run=_backtest)
 
 
 def _schedule(arguments: argparse.Namespace) -> int:
@@ -157,27 +141,18 @@ def _schedule(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _backtest(arguments: argparse.Namespace) -> int:
-    raise ValueError("footprint schedule backtest: emissions.schedule.backtest is not wired in yet")
-
-
 # --- what is asked for
 
 
 def _tasks(arguments: argparse.Namespace) -> tuple[pd.DataFrame, tuple[Task, ...], list[str]]:
     """The measured work, its tasks, and what a reader has to know of them."""
-    from emissions.ledger import read_ledger
     from emissions.records import LEDGER_COLUMNS
     from emissions.schedule.tasks import tasks_of
     from emissions.tables import read_table
+    from emissions.work import read_work
 
-    own = set(LEDGER_COLUMNS) <= set(read_table(arguments.work).columns)
-    if own:
-        work = read_ledger(arguments.work)
-    else:
-        from emissions.work import read_work
-
-        work = read_work(arguments.work)
+    work = read_work(arguments.work)
+    own = set(LEDGER_COLUMNS) <= set(work.columns)
     path = arguments.plan or arguments.work.absolute().parent.parent / "plan.csv"
     plan = read_table(path, required=("run",)) if arguments.plan or (own and path.is_file()) else None
     notes = []
@@ -272,32 +247,11 @@ def _next_minute() -> datetime:
 
 
 def _deadline(text: str) -> timedelta | datetime:
-    return _time(text) if re.match(r"\d{4}-", text) else _duration(text)
-
-
-def _time(text: str) -> datetime:
-    try:
-        return parse_utc(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}; write it as 2026-11-25T08:00Z") from None
-
-
-def _duration(text: str) -> timedelta:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(min|h|d)", text)
-    if match is None or float(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration above zero: write it as 90min, 24h or 7d")
-    return float(match[1]) * UNITS[match[2]]
+    return moment(text) if re.match(r"\d{4}-", text) else duration(text)
 
 
 def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _number(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of at least zero")
-    return number
 
 
 def _whole(text: str) -> int:

@@ -15,7 +15,6 @@ from emissions import cli
 from emissions.grid.series import series_intensity, write_intensity
 from emissions.grid.zones import find_zone
 from emissions.ledger import read_ledger
-from emissions.schedule.command import register
 from emissions.schedule.policies import START_COLUMNS
 from emissions.schedule.propose import propose, write_schedule
 from emissions.tables import read_table, write_table
@@ -37,10 +36,8 @@ def study(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(capsys):
     """Run `footprint schedule` in this process; returns what it printed."""
-    others = [command for command in cli.COMMANDS if command is not register]
-    monkeypatch.setattr(cli, "COMMANDS", (*others, register))
 
     def call(*arguments, status=0):
         assert cli.main(["schedule", *map(str, arguments)]) == status
@@ -320,3 +317,38 @@ def test_no_slack_and_a_zone_without_seasons_change_nothing(study):
 def test_a_slack_below_zero_is_refused(study):
     with pytest.raises(ValueError, match="slack_h is -1"):
         propose(read_ledger(ledger_of(study)), read_table(study / "plan.csv"), carbon(), -1)
+
+
+# --- history replayed -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def replayed(tmp_path: Path) -> list[str]:
+    """Arguments for ten days that are greenest at 20:00, and were foretold to be so at 10:00."""
+    hours = pd.date_range("2026-03-01", periods=240, freq="h", tz="UTC")
+    actual = 300 + 100 * np.cos(2 * np.pi * (hours.hour - 8) / 24)
+    pd.DataFrame({"time": hours.strftime("%Y-%m-%dT%H:%MZ"), "g": actual}).to_csv(tmp_path / "history.csv", index=False)
+    rows = []
+    for issued in hours[hours.hour == 0]:
+        ahead = pd.date_range(issued, periods=48, freq="h")
+        told = 300 + 100 * np.cos(2 * np.pi * (ahead.hour - 8) / 24) - 250 * (ahead.hour == 10)
+        rows.append(pd.DataFrame({"issued_at": issued, "time": ahead, "carbon_intensity_g_per_kwh": told}))
+    pd.concat(rows).to_csv(tmp_path / "issued.csv", index=False)
+    arguments = ["backtest", str(tmp_path / "history.csv"), "--forecasts", str(tmp_path / "issued.csv"), "--zone", "DE"]
+    return [*arguments, "--time-column", "time", "--value-column", "g", "--kind", "average lifecycle"]
+
+
+def test_a_backtest_reports_what_was_saved_and_the_regret(replayed, run):
+    (row,) = json.loads(run(*replayed, "--duration", "1h", "--slack", "23h", "--json"))
+    # 10:00 was in truth 300 + 100 cos(30 degrees); 20:00 is 200; now, at midnight, 300 + 100 cos(120 degrees)
+    assert (row["policy"], row["jobs"]) == ("best start", 10)
+    assert row["saving_percent"] == pytest.approx(100 * (1 - (300 + 50 * 3**0.5) / 250))
+    assert row["perfect_saving_percent"] == pytest.approx(20.0)
+    assert row["regret_percent"] == pytest.approx(100 * ((300 + 50 * 3**0.5) / 200 - 1))
+    assert row["worse_percent"] == 100.0
+
+
+def test_a_backtest_of_pauses_is_a_table_for_a_person(replayed, run):
+    out = run(*replayed, "--duration", "3h", "--slack", "20h", "--pausable")
+    assert "10 jobs of 3:00:00 with 20:00:00 of slack, zone DE, average lifecycle" in out
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["best", "paused", "threshold"]

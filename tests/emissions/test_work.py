@@ -50,6 +50,12 @@ def test_a_run_that_was_flushed_three_times_counts_once(tmp_path):
     assert list(work["energy_kwh"]) == [3.0]
 
 
+def test_rows_without_a_run_and_tasks_of_one_run_all_count(tmp_path):
+    for changes in ({"run_id": [None, None]}, {"run_id": ["a", None]}, {"run_id": ["a", "a"], "task_name": ["t", "u"]}):
+        work = read_work(codecarbon_csv(tmp_path / "emissions.csv", **changes))
+        assert work["energy_kwh"].sum() == 3.0
+
+
 def test_codecarbons_own_pue_is_taken_out_again(tmp_path):
     work = read_work(codecarbon_csv(tmp_path / "emissions.csv", pue=[1.25, 1.0]))
     assert list(work["energy_kwh"]) == pytest.approx([0.8, 2.0])
@@ -60,6 +66,8 @@ def test_codecarbons_own_pue_is_taken_out_again(tmp_path):
     [
         ({"duration": [1.0, "long"]}, "row 3: duration is long"),
         ({"energy_consumed": [-1.0, 1.0]}, r"row 2: energy_consumed is -1\.0"),
+        ({"pue": [0.0, 1.0]}, r"row 2: pue is 0\.0; expected a number of at least 1"),
+        ({"timestamp": [None, "2026-03-01T02:00:00"]}, "row 2: timestamp is nan"),
         ({"timestamp": ["yesterday", "2026-03-01T02:00:00"]}, "row 2: timestamp is 'yesterday'"),
     ],
 )
