@@ -27,6 +27,7 @@ rule all:
     input:
         "results/dashboard/index.html",
         "results/summary.txt",
+        "results/emissions/whatif.csv",
     localrule: True
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 
 from emissions.allocation import allocate, sample_kind
 from emissions.ledger import read_ledger
-from emissions.places import by_season, by_zone
+from emissions.places import by_hour, by_season, by_zone
 from emissions.pricing import PRICE_COLUMNS
 from emissions.records import FACTOR_COLUMNS, is_measured
 from emissions.tables import read_table, write_table
@@ -196,6 +196,7 @@ def write_comparisons(
         "by_method": by_method(ledger),
         "by_zone": by_zone(shares, year, pue),
         "by_season": by_season(shares, year, pue),
+        "by_hour": by_hour(shares, year, pue),
         "fidelity": fidelity(shares, read_scores(fidelity_paths)),
     }
     for name, table in tables.items():

@@ -38,6 +38,7 @@ from emissions.grid.zones import find_zone
 from emissions.ledger import read_ledger
 from emissions.phases import phase_of
 from emissions.pricing import sources_text
+from emissions.schedule.policies import START_COLUMNS
 from emissions.sections import all_sections
 from emissions.tables import read_table
 from emissions.waste import early_count
@@ -54,6 +55,7 @@ COMPARISONS = (
     "by_method",
     "by_zone",
     "by_season",
+    "by_hour",
     "fidelity",
 )
 MAX_BYTES = 7_000_000
@@ -73,7 +75,7 @@ def build_dashboard(
     """Write the page.
 
     Args:
-        tables_dir: `results/emissions`, with ledger.csv, attempts.csv, priced.csv and the comparisons.
+        tables_dir: `results/emissions`, with ledger.csv, attempts.csv, priced.csv, schedule.csv and the comparisons.
         plan: plan.csv, one row a run.
         cohorts: `results/cohorts/{cohort}/cohort.json` of each cohort.
         pictures: `results/runs/{run}/samples.png` of each run.
@@ -86,6 +88,7 @@ def build_dashboard(
     folder = Path(tables_dir)
     tables = {name: read_table(folder / f"{name}.csv") for name in COMPARISONS}
     tables["ledger"] = read_ledger(folder / "ledger.csv")
+    tables["schedule"] = read_table(folder / "schedule.csv", required=START_COLUMNS)
     tables["attempts"] = read_table(folder / "attempts.csv", required=("stage", "outcome", "energy_kwh"))
     priced = read_ledger(folder / "priced.csv")
     if priced.empty:

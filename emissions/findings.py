@@ -196,6 +196,18 @@ def season(by_season: pd.DataFrame, study_zone: str) -> str:
     )
 
 
+def hour(by_hour: pd.DataFrame, study_zone: str) -> str:
+    own = by_hour[by_hour["zone"] == study_zone].sort_values("carbon_intensity_g_per_kwh")
+    if own.empty:
+        return "The study's zone has an annual value only and no hours."
+    cleanest, dirtiest = own.iloc[0], own.iloc[-1]
+    extra = 100 * (dirtiest["carbon_intensity_g_per_kwh"] / cleanest["carbon_intensity_g_per_kwh"] - 1)
+    return (
+        f"In {cleanest['zone_name']}, {int(dirtiest['hour'])}:00 is {extra:.0f} % dirtier than "
+        f"{int(cleanest['hour'])}:00 over the year, in the zone's own time ({cleanest['timezone']})."
+    )
+
+
 def fidelity(table: pd.DataFrame) -> str:
     known = table.dropna(subset=[_FID, "generation_g_per_sample"])
     if known.empty:

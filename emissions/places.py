@@ -4,12 +4,14 @@ once.
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from emissions.allocation import sample_kind
 from emissions.equivalents import car_km
 from emissions.grid.intensity import NO_SEASONS, annual_intensity_of, typical_intensity_of
-from emissions.grid.zones import all_zones, data_table
+from emissions.grid.local_time import by_local_hour
+from emissions.grid.zones import SEASONS, all_zones, data_table
 from emissions.pricing import check_pue, operational_emissions_g
 
 
@@ -93,6 +95,48 @@ def by_season(shares: pd.DataFrame, year: int, pue: float) -> pd.DataFrame:
             for month, season, value, ratio, basis in months
         ]
     return pd.DataFrame(rows).astype({"month": "Int64", "ratio_to_smallest": "float64"})
+
+
+def by_hour(shares: pd.DataFrame, year: int, pue: float) -> pd.DataFrame:
+    """The study's total at each hour of the day, in the zone's own time, of each zone with a typical year.
+
+    The hour is the mean of its twelve months; `winter_g_per_kwh` and so on are means of the zone's own seasons, missing
+    between the tropics. `ratio_to_smallest` compares the hours of one zone. Raises ValueError for a PUE below 1.
+    """
+    check_pue(pue)
+    energy = shares["energy_kwh"].sum()
+    tables = []
+    for zone in all_zones().values():
+        typical = typical_intensity_of(zone)
+        if typical is None:
+            continue
+        local = by_local_hour(typical.table_g_per_kwh, zone.timezone, year)  # (12, 24)
+        mean = local.mean(axis=0)  # (24,)
+        seasons = np.array([zone.season(month) for month in range(1, 13)])
+        of_season = {f"{name}_g_per_kwh": _mean_of(local[seasons == name]) for name in SEASONS}
+        columns = {
+            "zone": zone.zone,
+            "zone_name": zone.zone_name,
+            "country": zone.country,
+            "timezone": zone.timezone,
+            "hour": range(24),
+            "energy_kwh": energy,
+            "pue": float(pue),
+            "carbon_intensity_g_per_kwh": mean,
+            **of_season,
+            "emissions_g": operational_emissions_g(energy, pue, mean),
+            "ratio_to_smallest": mean / mean.min(),
+            "intensity_kind": typical.kind,
+            "intensity_hash": typical.data_hash,
+            "basis": typical.basis,
+        }
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _mean_of(months: np.ndarray) -> np.ndarray:
+    """Mean over months of a (M, 24) table, (24,); missing where there are none."""
+    return months.mean(axis=0) if len(months) else np.full(24, np.nan)
 
 
 def _energy_per_sample(shares: pd.DataFrame) -> dict[str, float]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from emissions import figures, findings
-from emissions.charts import Chart, Columns, Section, Table, text_table
+from emissions.charts import Chart, Columns, Section, text_table
 from emissions.figures.quality import FID_NAME
 from emissions.figures.theme import (
-    MONTHS,
     count_text,
     energy_text,
     family_name,
@@ -20,9 +19,8 @@ from emissions.figures.theme import (
     significant,
     stage_name,
 )
-from emissions.grid.intensity import NO_SEASONS
-from emissions.grid.zones import data_table
 from emissions.methods_section import methods_section
+from emissions.places_section import place_section
 
 _PER_SAMPLE: Columns = {
     "generation_g_per_sample": ("CO₂e to generate one", mass_text),
@@ -37,11 +35,11 @@ _DIMS: Columns = {"spatial_dims": ("Dimensions", lambda dims: f"{int(dims)}D")}
 
 
 def all_sections(tables: dict[str, pd.DataFrame], study_zone: str) -> list[Section]:
-    """Sections in the order of the page. tables: those of `compare.write_comparisons`, `ledger` and `attempts`."""
+    """Sections in the order of the page, of the tables that `dashboard.build_dashboard` reads."""
     return [
         training_section(tables["by_model"]),
         choices_section(tables),
-        place_section(tables["by_zone"], tables["by_season"], study_zone),
+        place_section(tables, study_zone),
         quality_section(tables["fidelity"]),
         Section(
             "images",
@@ -180,47 +178,6 @@ def _matched_note(*comparisons: pd.DataFrame) -> str:
     if all(comparison["matched"].astype(bool).all() for comparison in comparisons):
         return "Rows compare runs that are alike in everything else."
     return "Where a study has no runs alike in everything else, rows compare all of its runs."
-
-
-def place_section(by_zone: pd.DataFrame, by_season: pd.DataFrame, study_zone: str) -> Section:
-    of_zone: Columns = {
-        "zone": ("Zone", None),
-        "zone_name": ("Name", None),
-        "carbon_intensity_g_per_kwh": ("g/kWh", significant),
-        "emissions_g": ("CO₂e of this study", mass_text),
-        "ratio_to_smallest": ("Ratio to the cleanest", significant),
-    }
-    charts = [
-        Chart(
-            "world",
-            "Where it runs",
-            findings.world_map(by_zone, study_zone),
-            figures.world_map(by_zone, data_table("zone_points.csv"), study_zone),
-            text_table(by_zone, of_zone),
-            "Countries are polygons; parts of countries and small states are points. Pale grey: no zone of "
-            "its own. Average lifecycle intensity, annual means.",
-            shape="wide",
-        ),
-        Chart(
-            "season",
-            "When it runs",
-            findings.season(by_season, study_zone),
-            figures.season_heat_map(by_season, study_zone),
-            _season_table(by_season),
-            f"{by_season['month'].isna().sum()} zones are not drawn ({NO_SEASONS}).",
-            shape="wide",
-        ),
-    ]
-    return Section("place", "The same work elsewhere, and at another time of the year", "", charts)
-
-
-def _season_table(by_season: pd.DataFrame) -> Table:
-    months = by_season.dropna(subset=["month"])
-    wide = months.pivot(index=["zone", "zone_name"], columns="month", values="carbon_intensity_g_per_kwh")
-    wide.columns = [MONTHS[int(month) - 1] for month in wide.columns]
-    columns: Columns = {"zone": ("Zone", None), "zone_name": ("Name, g/kWh", None)}
-    columns |= {str(month): (str(month), significant) for month in wide.columns}
-    return text_table(wide.reset_index(), columns)
 
 
 def quality_section(fidelity: pd.DataFrame) -> Section:

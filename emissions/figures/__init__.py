@@ -10,6 +10,7 @@ from emissions.figures.cost import (
     training_against_generation,
 )
 from emissions.figures.grid import season_heat_map, world_map
+from emissions.figures.hours import hours_of_day
 from emissions.figures.interval import interval
 from emissions.figures.methods import codecarbon_ratio, components
 from emissions.figures.quality import fidelity
@@ -25,6 +26,7 @@ __all__ = [
     "codecarbon_ratio",
     "components",
     "fidelity",
+    "hours_of_day",
     "interval",
     "season_heat_map",
     "training_against_generation",

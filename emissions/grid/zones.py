@@ -15,7 +15,7 @@ import pycountry
 from emissions.tables import read_table
 
 TROPIC_DEG = 23.44  # latitude of the tropics: the tilt of the Earth's axis
-_NORTHERN_SEASONS = ("winter", "spring", "summer", "autumn")  # meteorological: December to February is winter
+SEASONS = ("winter", "spring", "summer", "autumn")  # meteorological, in the north from December on
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Zone:
         if self.hemisphere == "tropical":
             return "tropical"
         quarter = month % 12 // 3
-        return _NORTHERN_SEASONS[quarter if self.hemisphere == "north" else (quarter + 2) % 4]
+        return SEASONS[quarter if self.hemisphere == "north" else (quarter + 2) % 4]
 
 
 @cache

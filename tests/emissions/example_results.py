@@ -25,13 +25,14 @@ from emissions.phases import STAGES
 from emissions.pricing import write_prices
 from emissions.records import LEDGER_COLUMNS, append_journal, utc_text, write_record
 from emissions.retries import merge
+from emissions.schedule.propose import write_schedule
 from emissions.tables import write_table
 from emissions.uncertainty import STARTUP_ERROR, Interval, combine, unseen
 from tests.emissions.studies import FOLDERS, carbon
 
 COMPARISONS = (
     "by_size", "by_resolution", "by_stage", "by_sampler", "by_devices",
-    "by_model", "by_method", "by_zone", "by_season", "fidelity",
+    "by_model", "by_method", "by_zone", "by_season", "by_hour", "fidelity",
 )  # fmt: skip
 PARAMETERS = {
     ("unet", "nano"): 700_000,
@@ -98,6 +99,7 @@ def write_example(results: Path, *, zone: str = "DE", gpu: bool = False, small: 
     outputs = {name: example.tables / f"{name}.csv" for name in COMPARISONS}
     scores = [results / "runs" / run["run"] / "fidelity.json" for run in runs]
     write_comparisons(priced, example.plan, scores, outputs, year=2024, pue=1.1)
+    write_schedule(ledger, example.plan, example.tables / "schedule.csv", carbon(zone=zone, pue=1.1), slack_h=24)
     return example
 
 

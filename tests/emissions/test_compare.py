@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from emissions import compare
 from emissions.allocation import EXTENSIVE_COLUMNS, allocate, sample_kind
 from emissions.grid.intensity import AnnualIntensity, intensity_of
+from emissions.grid.local_time import by_local_hour
 from emissions.grid.zones import find_zone
 from emissions.pricing import price_ledger
 from emissions.tables import read_table
@@ -254,6 +255,21 @@ def test_july_is_winter_in_the_south_and_nothing_in_the_tropics():
     assert (july["AU-NSW"], july["SG"]) == ("winter", "tropical")
 
 
+def test_an_hour_is_that_of_the_zones_own_clock_and_its_season_that_of_its_hemisphere():
+    plan = make_plan(dims=(2,))
+    table = compare.by_hour(shares_of(plan), 2024, 1.0)
+    assert len(table) == 24 * 157
+    california = table[table["zone"] == "US-CAL-CISO"]
+    assert california["carbon_intensity_g_per_kwh"].idxmin() in california.index[9:15]  # the sun at its noon
+    assert california["emissions_g"].mean() == pytest.approx(
+        total_kwh(plan) * intensity_of("US-CAL-CISO", 2024).month_means().mean()
+    )
+    sydney = table[table["zone"] == "AU-NSW"].set_index("hour")
+    july = by_local_hour(intensity_of("AU-NSW", 2024).table_g_per_kwh, "Australia/Sydney", 2024)[[5, 6, 7], 12]
+    assert sydney.loc[12, "winter_g_per_kwh"] == pytest.approx(july.mean())
+    assert table.loc[table["zone"] == "SG", "winter_g_per_kwh"].isna().all()
+
+
 def test_fidelity_joins_energy_and_every_scalar_of_the_score():
     plan = make_plan(dims=(2,), resolutions=(32,), sizes=("nano",))
     scores = {run: {"run": "no", "fid_efficientnet_lite0": 3.5, "list": [1], "real_patients": 1} for run in plan["run"]}
@@ -274,7 +290,7 @@ def write_tables(tmp_path, plan, **study):
     priced = price_ledger(ledger, intensity_of("DE", 2024), 1.0, attempts=attempts)
     priced.to_csv(tmp_path / "emissions/priced.csv", index=False)
     names = ["by_size", "by_resolution", "by_stage", "by_sampler", "by_devices", "by_model", "by_method"]
-    names += ["by_zone", "by_season", "fidelity"]
+    names += ["by_zone", "by_season", "by_hour", "fidelity"]
     scores = [tmp_path / "runs" / run / "fidelity.json" for run in plan["run"]]
     outputs = {name: tmp_path / "emissions" / f"{name}.csv" for name in names}
     compare.write_comparisons(tmp_path / "emissions/priced.csv", tmp_path / "plan.csv", scores, outputs, 2024, 1.0)

@@ -19,6 +19,7 @@ from emissions.figures.grid import alpha3, season_rows
 from emissions.figures.methods import stage_energy
 from emissions.figures.quality import frontier
 from emissions.grid.zones import data_table
+from emissions.places_section import place_section
 from emissions.records import is_measured
 from emissions.tables import read_table
 from emissions.waste import waste_by_stage
@@ -44,7 +45,9 @@ OF_TABLE = {
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
     example = write_example(tmp_path_factory.mktemp("study") / "results")
-    tables = {name: read_table(example.tables / f"{name}.csv") for name in (*COMPARISONS, "ledger", "attempts")}
+    tables = {
+        name: read_table(example.tables / f"{name}.csv") for name in (*COMPARISONS, "schedule", "ledger", "attempts")
+    }
     return tables | {"waste": waste_by_stage(tables["by_stage"], tables["ledger"], tables["attempts"])}
 
 
@@ -210,6 +213,25 @@ def test_season_heat_map_shows_each_zone_against_its_own_mean(tables: dict[str, 
     assert heat["y"][0] == "<b>Germany</b>" and len(heat["x"]) == 12
     for row in heat["z"]:
         assert sum(row) == pytest.approx(0, abs=1e-6)
+
+
+def test_hours_of_the_day_are_lines_by_season_and_the_years_mean(tables: dict[str, pd.DataFrame]) -> None:
+    figure = plain(figures.hours_of_day(tables["by_hour"], "DE"))
+    assert [line["name"] for line in figure["data"]] == ["winter", "spring", "summer", "autumn", "all year"]
+    own = tables["by_hour"][tables["by_hour"]["zone"] == "DE"]
+    assert figure["data"][-1]["y"] == own["carbon_intensity_g_per_kwh"].tolist()
+    tropical = plain(figures.hours_of_day(tables["by_hour"], "SG"))
+    assert [line["name"] for line in tropical["data"]] == ["all year"]
+    assert "annual value only" in findings.hour(tables["by_hour"], "AE")
+    assert figures.hours_of_day(tables["by_hour"], "AE").layout.height < 200
+
+
+def test_the_place_section_holds_its_ratios_against_what_was_published(tables: dict[str, pd.DataFrame]) -> None:
+    section = place_section(tables, "DE")
+    assert section.intro.count("published up to 94 times") == 3
+    assert section.intro.count("published up to 50 %") == 1
+    (policies,) = section.tables
+    assert [row[0] for row in policies.rows] == ["now", "best single start", "whole DAG"]
 
 
 def test_season_heat_map_of_a_zone_without_months_shows_the_others(tables: dict[str, pd.DataFrame]) -> None:

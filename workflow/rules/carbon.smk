@@ -6,7 +6,7 @@ Makes: results/emissions/priced.csv, by_*.csv, fidelity.csv, whatif.csv and sche
 
 COMPARISONS = [
     *("by_size", "by_resolution", "by_stage", "by_sampler", "by_devices"),
-    *("by_model", "by_method", "by_zone", "by_season", "fidelity"),
+    *("by_model", "by_method", "by_zone", "by_season", "by_hour", "fidelity"),
 ]
 
 

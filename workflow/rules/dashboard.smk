@@ -12,6 +12,7 @@ rule build_dashboard:
         attempts="results/emissions/attempts.csv",
         priced="results/emissions/priced.csv",
         comparisons=expand("results/emissions/{name}.csv", name=COMPARISONS),
+        schedule="results/emissions/schedule.csv",
         plan="results/plan.csv",
         cohorts=artefacts("cohorts", "cohort.json"),
         pictures=artefacts("runs", "samples.png"),
@@ -31,6 +32,8 @@ rule build_dashboard:
         source=source_of(
             "emissions/dashboard.py",
             "emissions/sections.py",
+            "emissions/places_section.py",
+            "emissions/extremes.py",
             "emissions/methods_section.py",
             "emissions/charts.py",
             "emissions/waste.py",
