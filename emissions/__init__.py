@@ -16,9 +16,11 @@ What it leaves:
     attempt_file the file that grows with an attempt; retries: attempts that belong together
     records     record and journal; ledger: records to a table
 Accounting:
-    grid/, pricing, places      carbon intensity, and prices here and elsewhere
+    grid/, pricing, places      carbon intensity (grid/live: services on the network), and prices here and elsewhere
+    work, whatif, extremes      anybody's measured work in all places, months and hours; how far apart those are
+    schedule/                   when and where to run it next: one job, the whole study, history replayed
     phases, allocation, compare shared stages to the runs that needed them, and the comparisons
     waste, breakdown            what was lost, and where an interval comes from
 Telling:
-    summary, dashboard, sections, methods_section, charts, findings, gallery, figures/, templates/
+    summary, dashboard, sections, places_section, methods_section, charts, findings, gallery, figures/, templates/
 """

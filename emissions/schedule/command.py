@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from emissions.schedule.problem import DagSite
     from emissions.schedule.tasks import Task
 
-# Fixed networks in 2015, from core to access, and about half of it every two years since: Aslan and others 2018,
-# J. Industrial Ecology 22(4), 785-798.
-KWH_PER_GB = 0.06
 YEAR = 2024  # of the annual means, for zones without a typical year
 
 
@@ -82,7 +79,7 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     add("--intensity", action="append", default=[], metavar="FILE", help="forecast of a zone, as CSV; may be repeated")
     add("--actual", action="append", default=[], metavar="FILE", help="what became of it: adds perfect foresight")
     add("--gb", type=number, default=0.0, metavar="X", help="GB to move between sites: the data, and each result")
-    add("--kwh-per-gb", type=number, default=KWH_PER_GB, metavar="X", help="to move one GB (default: %(default)s)")
+    add("--kwh-per-gb", type=number, metavar="X", help="to move one GB (default: 0.06, fixed lines of 2015)")
     add("--one-site-per-item", action="store_true", help="all stages of an item run at one site")
     add("--pausable", action="store_true", help="also plan pauses at checkpoints")
     add("--checkpoint-kwh", type=number, metavar="X", help="energy of a checkpoint (default: as measured)")
@@ -101,6 +98,7 @@ def _schedule(arguments: argparse.Namespace) -> int:
     from emissions.schedule.dag import best_single_start
     from emissions.schedule.policies import compare
     from emissions.schedule.problem import Problem
+    from emissions.schedule.site import KWH_PER_GB
 
     work, tasks, notes = _tasks(arguments)
     earliest = arguments.earliest or _next_minute()
@@ -111,7 +109,7 @@ def _schedule(arguments: argparse.Namespace) -> int:
     sites = _sites(arguments, work, tasks, earliest, deadline, arguments.intensity)
     settings = {
         "home_gb": arguments.gb,
-        "kwh_per_gb": arguments.kwh_per_gb,
+        "kwh_per_gb": KWH_PER_GB if arguments.kwh_per_gb is None else arguments.kwh_per_gb,
         "one_site_per_item": arguments.one_site_per_item,
     }
     if arguments.begin:
