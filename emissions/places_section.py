@@ -52,21 +52,38 @@ def place_section(tables: dict[str, pd.DataFrame], study_zone: str) -> Section:
             shape="wide",
         ),
     ]
-    policies = _policy_table(tables["schedule"])
-    return Section(
-        "place",
-        "The same work elsewhere, and at another time",
-        _extremes_text(by_zone, study_zone),
-        charts,
-        [policies],
-    )
+    below = [_extremes_table(by_zone, study_zone), _policy_table(tables["schedule"])]
+    return Section("place", "The same work elsewhere, and at another time", "", charts, below)
 
 
-def _extremes_text(by_zone: pd.DataFrame, study_zone: str) -> str:
-    """How far apart places and months are, beside what was published."""
+def _extremes_table(by_zone: pd.DataFrame, study_zone: str) -> Table:
+    """How far apart places and months are, on which basis, beside what was published."""
     found = [*between_places(int(by_zone["year"].mode().iloc[0])), between_months(study_zone)]
-    text = ". ".join(extremes.sentence() for extremes in found if extremes is not None)
-    return f"{text[0].upper()}{text[1:]}."
+    rows = [
+        {
+            "basis": one.basis,
+            "cleanest": f"{one.cleanest}: {one.cleanest_g_per_kwh:.0f} g/kWh",
+            "dirtiest": f"{one.dirtiest}: {one.dirtiest_g_per_kwh:.0f} g/kWh",
+            "ratio": one.ratio,
+            "published": one.published,
+            "reached": "reached" if one.reaches else "not reached",
+        }
+        for one in found
+        if one is not None
+    ]
+    columns: Columns = {
+        "basis": ("Basis", None),
+        "cleanest": ("Cleanest", None),
+        "dirtiest": ("Dirtiest", None),
+        "ratio": ("Ratio", significant),
+        "published": ("Published", None),
+        "reached": ("On this basis", None),
+    }
+    lead = (
+        "A ratio means little without its basis. The Latent Pollution Model study (arXiv 2407.14892) does not say that "
+        "of its figures; direct factors, single hours and a ratio of PUE can each make a ratio larger."
+    )
+    return text_table(pd.DataFrame(rows), columns, "How far apart places and times are", lead)
 
 
 def _season_table(by_season: pd.DataFrame) -> Table:

@@ -121,6 +121,12 @@ def test_the_threshold_acts_on_what_it_sees() -> None:
     assert rows["emissions_g"].tolist() == [50, 20]
 
 
+def test_the_threshold_waits_on_after_its_forecast_has_ended() -> None:
+    forecast, actual = signal([50, 20, 50]), signal([50, 50, 50, 50, 20])
+    rows = replay(actual, [(at(0), forecast)], [job(duration_h=1, slack_h=4, pausable=True)], ["threshold"])
+    assert rows["emissions_g"].tolist() == [20]
+
+
 def test_regular_jobs_end_with_history() -> None:
     actual = signal(np.ones(72))
     jobs = regular_jobs(actual, 24 * HOUR_S, 6 * HOUR_S, 12 * HOUR_S, begin=at(5))

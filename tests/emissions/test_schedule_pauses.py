@@ -190,6 +190,12 @@ def test_a_constant_signal_starts_now_and_does_not_pause() -> None:
     assert pieces(plan) == [(0, 7.5)]
 
 
+def test_of_equal_plans_the_one_with_fewer_pauses_is_taken() -> None:
+    plan = best_slots(slots_with([1, 5, 1, 5, 1, 1]), 3 * HOUR_S, 3.0, at(0), at(6))
+    assert plan.emissions_g == pytest.approx(3)  # as do the hours 0, 2 and 4, which end earlier
+    assert plan.pauses == 1
+
+
 def test_a_pause_is_priced_where_it_happens() -> None:
     pause = PauseCost(checkpoint_kwh=0.1, restart_kwh=0.2, idle_w=50)
     plan = best_slots(slots_with([10, 400, 500, 20]), 2 * HOUR_S, 2.0, at(0), at(4), pause, pue=1.5)

@@ -268,6 +268,16 @@ def test_many_jobs_have_the_starts_that_each_has_alone(few_starts: int, data: st
     assert found.zone.tolist() == [int(np.argmin(row)) for row in found.mean_g_per_kwh]
 
 
+@pytest.mark.parametrize("few_starts", [0, 10**9], ids=["by lines", "one by one"])
+def test_of_equal_starts_on_and_off_an_edge_the_earlier_is_taken(
+    few_starts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start_module, "FEW_STARTS", few_starts)
+    # half of 2 and all of 1, or all of 1 and half of 2
+    assert best_starts(np.array([[2, 1, 9, 1, 2]]), np.array([1.5, 1.25])).start_slots.tolist() == [[0.5], [0.75]]
+    assert best_starts(np.array([[1, 2, 9, 2, 1]]), np.array([1.5, 1.25])).start_slots.tolist() == [[0], [0]]
+
+
 def test_jobs_with_rooms_of_their_own() -> None:
     rng = np.random.default_rng(8)
     values, duration = rng.uniform(20, 800, (4, 200)), rng.uniform(0.1, 30, 60)
