@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.emissions.live import server as grid_server  # noqa: F401 - a fixture
 from tests.workflow.snake import snakemake
 
 

@@ -10,16 +10,6 @@ COMPARISONS = [
 ]
 
 
-def intensity_of_study(wildcards):
-    """The file that the study's intensity is in; the tables ship with the project and are none."""
-    chosen = config["carbon"]["intensity"]
-    if chosen == "tables":
-        return {}
-    if chosen == "file":
-        return {"intensity": config["carbon"]["file"]["path"]}
-    return {"intensity": "results/emissions/intensity.csv"}
-
-
 rule fetch_intensity:
     """Ask the live source for the carbon intensity of the hours that the jobs ran; uses the network."""
     input:

@@ -109,6 +109,16 @@ def all_records(suffix=".json"):
     ]
 
 
+def intensity_of_study(wildcards):
+    """The file that the study's intensity is in; the tables ship with the project and are none."""
+    chosen = config["carbon"]["intensity"]
+    if chosen == "tables":
+        return {}
+    if chosen == "file":
+        return {"intensity": config["carbon"]["file"]["path"]}
+    return {"intensity": "results/emissions/intensity.csv"}
+
+
 def source_of(*places):
     """Digest of the modules behind a script; as a parameter, it makes the work run again when they change."""
     root = Path(workflow.basedir)
