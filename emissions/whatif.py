@@ -112,7 +112,8 @@ def whatif(
         list(all_zones().values()) if zones is None else [z if isinstance(z, Zone) else find_zone(z) for z in zones]
     )
     signals: list[CarbonIntensity] = [intensity_of(place, year) for place in dict.fromkeys(places)]
-    profile_kwh = energy_by_hour_kwh(work, traces)
+    # a month's mean does not ask when in the day energy is used
+    profile_kwh = np.ones(24) if hours is None else energy_by_hour_kwh(work, traces)
     energy = {bound: _total(work, f"energy{bound}_kwh") for bound in ("_low", "", "_high")}
     signals_and_errors = [(signal, profile_error(signal)) for signal in signals]
     signals_and_errors += [(typical_of(series), None) for series in intensities]
@@ -187,7 +188,7 @@ def _of_zone(
     asked = np.array(months) - 1
     if hours is None:
         means = table[asked].mean(axis=1)  # (M,)
-        index: dict[str, Any] = {"month": months}
+        index: dict[str, Any] = {"month": np.array(months)}
     else:
         # the work begins at local hour h, and its k-th hour meets that of the clock at h + k
         shares = profile_kwh / profile_kwh.sum() if profile_kwh.sum() > 0 else np.full(24, 1 / 24)
@@ -196,19 +197,29 @@ def _of_zone(
         index = {"month": np.repeat(months, len(hours)), "hour": np.tile(hours, len(months))}
     low, high = _relative_interval(error, energy, hours is not None)
     zone = signal.zone
-    rows = pd.DataFrame(index)
-    rows.insert(0, "zone", zone.zone)
-    rows.insert(1, "zone_name", zone.zone_name)
-    rows.insert(2, "country", zone.country)
-    rows["season"] = [zone.season(int(month)) for month in rows["month"]]
-    rows["energy_kwh"], rows["pue"] = energy[""], pue
-    rows["carbon_intensity_g_per_kwh"] = means
-    rows["emissions_g"] = energy[""] * pue * means
-    rows["emissions_low_g"], rows["emissions_high_g"] = rows["emissions_g"] * low, rows["emissions_g"] * high
-    for name, value in (("kind", signal.kind), ("source", signal.source), ("hash", signal.data_hash)):
-        rows[f"intensity_{name}"] = value
-    rows["basis"], rows["intensity_error_known"] = basis, error is not None
-    return rows.dropna(subset=["carbon_intensity_g_per_kwh"])  # months that a file does not have
+    seasons = {month: zone.season(int(month)) for month in months}
+    emissions_g = energy[""] * pue * means
+    rows = pd.DataFrame(
+        {
+            "zone": zone.zone,
+            "zone_name": zone.zone_name,
+            "country": zone.country,
+            **index,
+            "season": [seasons[month] for month in index["month"]],
+            "energy_kwh": energy[""],
+            "pue": pue,
+            "carbon_intensity_g_per_kwh": means,
+            "emissions_g": emissions_g,
+            "emissions_low_g": emissions_g * low,
+            "emissions_high_g": emissions_g * high,
+            "intensity_kind": signal.kind,
+            "intensity_source": signal.source,
+            "intensity_hash": signal.data_hash,
+            "basis": basis,
+            "intensity_error_known": error is not None,
+        }
+    )
+    return rows[~np.isnan(means)]  # months that a file does not have
 
 
 def _relative_interval(error: ProfileError | None, energy: Mapping[str, float], hourly: bool) -> tuple[float, float]:

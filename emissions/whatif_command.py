@@ -117,7 +117,7 @@ def _zone_line(group: pd.DataFrame) -> str:
     grams = group["emissions_g"]
     least, most = group.iloc[int(grams.argmin())], group.iloc[int(grams.argmax())]
     numbers = "".join(f"{mass_text(float(value)):>12}" for value in (grams.mean(), grams.min(), grams.max()))
-    when = f"{_when(least)}, {_when(most)}" if grams.nunique() > 1 else "the same whenever it begins"
+    when = f"{_when(least)}, {_when(most)}" if grams.nunique() > 1 else str(group["basis"].iloc[0])
     return f"  {group['zone'].iloc[0]:<14}{numbers}  {when}"
 
 

@@ -111,19 +111,17 @@ def _instants(column: pd.Series, path: Path, time_zone: str) -> pd.Series:
         zone = ZoneInfo(time_zone)
     except (ZoneInfoNotFoundError, ValueError) as error:
         raise ValueError(f"time zone {time_zone!r} is unknown: use a name such as Europe/Berlin") from error
-    for row, text in column.items():
-        try:
-            if pd.isna(pd.Timestamp(text)):
-                raise ValueError("empty")
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: row {int(str(row)) + 2}: timestamp is {text!r}; expected a time") from error
-    times = [pd.Timestamp(text) for text in column]
-    # the hour that a clock shows twice in autumn is taken to be the first of the two
-    aware = [
-        time.tz_localize(zone, ambiguous=True, nonexistent="shift_forward") if time.tz is None else time
-        for time in times
-    ]
-    return pd.Series([time.tz_convert("UTC") for time in aware], index=column.index, dtype="datetime64[ns, UTC]")
+    texts = column.astype(str)
+    aware = texts.str.contains(r"(?:Z|[+-]\d\d:?\d\d)$")
+    times = pd.Series(pd.NaT, index=column.index, dtype="datetime64[ns, UTC]")
+    times[aware] = pd.to_datetime(texts[aware], errors="coerce", format="ISO8601", utc=True)
+    naive = pd.to_datetime(texts[~aware], errors="coerce", format="ISO8601")
+    first = np.ones(len(naive), dtype=bool)  # the hour that a clock shows twice in autumn is taken to be the first
+    times[~aware] = naive.dt.tz_localize(zone, ambiguous=first, nonexistent="shift_forward").dt.tz_convert("UTC")
+    wrong = times.index[times.isna()]
+    if len(wrong):
+        raise ValueError(f"{path}: row {wrong[0] + 2}: timestamp is {column[wrong[0]]!r}; expected a time")
+    return times
 
 
 def _texts(times: pd.Series) -> pd.Series:
