@@ -72,8 +72,8 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[GridServ
 
 @pytest.fixture
 def settings(tmp_path: Path) -> LiveSettings:
-    """A cache of its own, and waits of a fortieth."""
-    return LiveSettings(cache=str(tmp_path / "cache"), timeout_s=0.25)
+    """A cache of its own, and waits of a twenty-fifth: short, and long enough for a machine that is busy."""
+    return LiveSettings(cache=str(tmp_path / "cache"), timeout_s=0.4)
 
 
 def expected(case: Case, start: datetime, end: datetime) -> pd.Series:
