@@ -14,7 +14,6 @@ import math
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -30,6 +29,8 @@ import pandas as pd
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, this file finds only its neighbours
+
+from peak import peak_mb  # noqa: E402
 
 from emissions.grid.intensity import typical_intensity_of  # noqa: E402
 from emissions.grid.zones import all_zones  # noqa: E402
@@ -187,11 +188,6 @@ def cats_version() -> str | None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(CATS)
     return None
-
-
-def peak_mb() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def measured(work: Work) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import math
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import tempfile
@@ -28,6 +27,8 @@ import pandas as pd
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, this file finds only its neighbours
+
+from peak import peak_mb  # noqa: E402
 
 from emissions.grid.intensity import TypicalYearIntensity, intensity_of  # noqa: E402
 from emissions.grid.local_time import by_local_hour  # noqa: E402
@@ -230,12 +231,11 @@ def write_file(task: Task) -> None:
 def timed(name: str, task: Task) -> tuple[Done, float]:
     """A way, and the peak memory of this process in MB."""
     done = WAYS[name](task)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return done, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return done, peak_mb()
 
 
 def alone(function: Callable[..., Kept], *arguments: Any) -> Kept:
-    """A call in a new process. Its peak memory begins with that of this one, which therefore holds no table."""
+    """A call in a new process, whose peak memory is its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 

@@ -1,0 +1,19 @@
+"""The peak memory of a process."""
+
+import resource
+import sys
+from pathlib import Path
+
+
+def peak_mb() -> float:
+    """Of this process, in MB (1e6 bytes).
+
+    Linux keeps the high-water mark of a program in `VmHWM`. `ru_maxrss` begins with that of the process which started
+    it, and is only used where there is no /proc.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return int(lines["VmHWM"].split()[0]) * 1024 / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
