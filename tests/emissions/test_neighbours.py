@@ -79,8 +79,11 @@ def test_two_allocations_of_a_cluster_on_one_node_do_not_count_it_twice(
     assert len(jobs.recorders(runtime_folder)) == 2
     ended = [jobs.said(job) for job in running]
     records = [jobs.record_of(tmp_path, f"job-{number}") for number in range(2)]
-    together_s = max(moments["closed_s"] for moments in ended) - min(opened_s)
+    # a window ends between the block's last line and the line after it, where a busy machine may take a while
+    shortest_s, longest_s = (
+        max(moments[name] for moments in ended) - min(opened_s) for name in ("closing_s", "closed_s")
+    )
     for part, watts in (("gpu", 100.0 + 300.0), ("ram", 20.0)):
         used_j = sum(record[f"{part}_kwh"] for record in records) * J_PER_KWH
-        assert used_j == pytest.approx(watts * together_s, rel=0.1), part
+        assert 0.9 * watts * shortest_s <= used_j <= 1.1 * watts * longest_s, part
     assert all("several metered jobs" in record["warnings"] for record in records)
