@@ -18,9 +18,8 @@ from tests.standins.hardware import REPOSITORY, fake_snakemake
 KERNEL_THREADS_PARENT = 2  # kthreadd: its children have no command line either
 
 JOB = """
-import json, signal, sys, time
+import json, sys, time
 from pathlib import Path
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background has it ignored
 settings = json.loads(sys.argv[1])
 if settings["imports"]:
     import pyarrow.parquet
