@@ -15,8 +15,6 @@ import psutil
 from emissions import records
 from tests.standins.hardware import REPOSITORY, fake_snakemake
 
-KERNEL_THREADS_PARENT = 2  # kthreadd: its children have no command line either
-
 JOB = """
 import json, sys, time
 from pathlib import Path
@@ -118,10 +116,10 @@ def wait_for_no_recorder(runtime_folder: Path, timeout_s: float = 20.0) -> None:
 
 
 def _processes_that_are_ending() -> list[psutil.Process]:
-    """Processes that have given their memory back, and with it their command line, but not yet their files."""
+    """Python that has given its memory back, and with it its command line, but not yet its files."""
     ending = []
-    for process in psutil.process_iter(["cmdline", "ppid", "status"]):
-        is_kernels = process.pid == KERNEL_THREADS_PARENT or process.info["ppid"] == KERNEL_THREADS_PARENT
-        if process.info["cmdline"] == [] and process.info["status"] != psutil.STATUS_ZOMBIE and not is_kernels:
+    for process in psutil.process_iter(["cmdline", "name", "status"]):
+        still_holds = process.info["cmdline"] == [] and process.info["status"] != psutil.STATUS_ZOMBIE
+        if still_holds and process.info["name"].startswith("python"):
             ending.append(process)
     return ending
