@@ -16,10 +16,11 @@ def _folder() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _interrupts_are_heeded() -> None:
-    """A suite that a shell runs in the background has SIGINT ignored, and so would the jobs that it interrupts."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def _signals_are_heeded() -> None:
+    """A suite in the background, or behind nohup, has SIGINT or SIGHUP ignored, and so would the jobs of its tests."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
