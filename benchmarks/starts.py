@@ -13,7 +13,6 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import time
@@ -30,7 +29,7 @@ import pandas as pd
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, this file finds only its neighbours
 
-from peak import peak_mb  # noqa: E402
+from machine import machine, peak_mb  # noqa: E402
 
 from emissions.grid.intensity import typical_intensity_of  # noqa: E402
 from emissions.grid.zones import all_zones  # noqa: E402
@@ -207,12 +206,7 @@ def measured(work: Work) -> dict[str, Any]:
         each["ratio"] = each["s_per_million"] / rows[0]["s_per_million"]
     return {
         "benchmark": "starts",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "pandas": pd.__version__,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load_before": load_before,
-        "load_after": os.getloadavg()[0],
+        **machine(load_before),
         "jobs": work.jobs,
         "hours": work.hours,
         "zones": rows[0]["zones"],

@@ -11,7 +11,6 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -28,7 +27,7 @@ import pandas as pd
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, this file finds only its neighbours
 
-from peak import peak_mb  # noqa: E402
+from machine import machine, peak_mb  # noqa: E402
 
 from emissions.grid.intensity import TypicalYearIntensity, intensity_of  # noqa: E402
 from emissions.grid.local_time import by_local_hour  # noqa: E402
@@ -255,12 +254,7 @@ def measured(task: Task) -> dict[str, Any]:
         each["ratio"] = each["whole_s"] / rows[AGAINST.get(name, name)]["whole_s"]
     return {
         "benchmark": "whatif",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "pandas": pd.__version__,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load_before": load_before,
-        "load_after": os.getloadavg()[0],
+        **machine(load_before),
         "rows_of_work": task.rows,
         "zones": len(task.zone_names()),
         "file_mb": task.path.stat().st_size / 1e6,

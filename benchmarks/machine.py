@@ -1,8 +1,14 @@
-"""The peak memory of a process."""
+"""What a report says of the machine, and the peak memory of a process."""
 
+import os
+import platform
 import resource
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 
 def peak_mb() -> float:
@@ -17,3 +23,15 @@ def peak_mb() -> float:
         return int(lines["VmHWM"].split()[0]) * 1024 / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def machine(load_before: float) -> dict[str, Any]:
+    """Versions, cores and load, for a report. load_before: of the last minute when the measurement began."""
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "pandas": pd.__version__,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_before": load_before,
+        "load_after": os.getloadavg()[0],
+    }
