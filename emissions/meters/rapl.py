@@ -89,11 +89,10 @@ class RaplMeter:
 
     def _advance(self, domain: _Domain) -> None:
         try:
-            now_uj = _read_uj(domain.counter)
+            now_uj, now_s = _read_now(domain.counter)
         except (OSError, ValueError) as error:
             self._warn(f"RAPL counter {domain.counter} could not be read at times ({error})")
             return  # the next good reading covers this time too
-        now_s = time.monotonic()
         gap_s = now_s - domain.last_s
         delta_uj = _wrapped_uj(domain, now_uj, gap_s)
         if delta_uj is None:
@@ -160,6 +159,17 @@ def _wrapped_uj(domain: _Domain, now_uj: int, gap_s: float) -> int | None:
 def _mirrors(domain: _Domain, other: _Domain) -> bool:
     package, die, _ = domain.name.partition("-die-")
     return bool(die) and package == other.name.partition("-die-")[0] and abs(domain.last_uj - other.last_uj) < MIRROR_UJ
+
+
+def _read_now(counter: Path) -> tuple[int, float]:
+    """A counter and when it stood there; read anew where this process was held up in between, which may hide a wrap."""
+    for _ in range(3):
+        began_s = time.monotonic()
+        now_uj = _read_uj(counter)
+        now_s = time.monotonic()
+        if now_s - began_s < SHORTEST_GAP_S:
+            break
+    return now_uj, now_s
 
 
 def _read_uj(path: Path) -> int:

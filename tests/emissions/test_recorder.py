@@ -71,10 +71,10 @@ def assert_known(record: Mapping[str, float], part: str, least_j: float, most_j:
 
 
 def test_within_half_a_percent_over_a_minute_on_one_and_four_gpus_and_with_rapl_that_wraps_every_second(
-    nvml_folder: Path, runtime_folder: Path, tmp_path: Path
+    nvml_folder: Path, runtime_folder: Path, memory_folder: Path, tmp_path: Path
 ) -> None:
     running = {}
-    tree = RaplTree(tmp_path / "powercap", package_w=(30.0, 20.0), dram_w=8.0, range_j=30.0)
+    tree = RaplTree(memory_folder, package_w=(30.0, 20.0), dram_w=8.0, range_j=30.0)
     with tree:
         for name, profile in {"one": real_gpus(1), "four": real_gpus(4)}.items():
             folder = runtime_folder / name
@@ -84,7 +84,7 @@ def test_within_half_a_percent_over_a_minute_on_one_and_four_gpus_and_with_rapl_
                 nvml_folder,
                 FAKE_NVML_FILE=str(tmp_path / f"{name}.txt"),
                 FOOTPRINT_RUNTIME_DIR=str(folder),
-                FOOTPRINT_POWERCAP=str(tmp_path / "powercap") if name == "one" else str(tmp_path / "none"),
+                FOOTPRINT_POWERCAP=str(memory_folder if name == "one" else tmp_path / "none"),
             )
             started_s = time.monotonic()
             running[name] = profile, started_s, jobs.start_job(tmp_path, name, 60.0, environment=environment, threads=2)

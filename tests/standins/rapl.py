@@ -16,7 +16,9 @@ from types import TracebackType
 
 
 class RaplTree:
-    """A powercap tree as sysfs shows it, whose counters run at known watts and wrap at `range_j`.
+    """A powercap tree as sysfs shows it, whose counters run at known watts and all wrap at once.
+
+    The package that draws most wraps at `range_j`.
 
     Each package has `core` inside it and the machine has `psys`, which a meter must not add to the packages.
     """
@@ -30,9 +32,9 @@ class RaplTree:
         update_s: float = 0.003,
     ) -> None:
         self.folder = folder
-        self._range_uj = int(range_j * 1e6)
+        self._wrap_s = range_j / max(package_w)
         self._update_s = update_s
-        self._counters: list[tuple[Path, float]] = []
+        self._counters: list[tuple[Path, float, int]] = []
         for number, watts in enumerate(package_w):
             package = f"intel-rapl:{number}"
             self._add(package, f"package-{number}", watts)
@@ -50,8 +52,9 @@ class RaplTree:
         domain = self.folder / "intel-rapl" / place
         domain.mkdir(parents=True)
         (domain / "name").write_text(name + "\n")
-        (domain / "max_energy_range_uj").write_text(f"{self._range_uj}\n")
-        self._counters.append((domain / "energy_uj", watts))
+        range_uj = round(self._wrap_s * watts * 1e6)
+        (domain / "max_energy_range_uj").write_text(f"{range_uj}\n")
+        self._counters.append((domain / "energy_uj", watts, range_uj))
         (domain / "energy_uj").write_text("0\n")
         (self.folder / domain.name).symlink_to(
             Path("intel-rapl") / place
@@ -62,9 +65,9 @@ class RaplTree:
         with self._lock:
             if elapsed_s is None:
                 elapsed_s = time.monotonic() - self._start_s
-            for path, watts in self._counters:
+            for path, watts, range_uj in self._counters:
                 temporary = path.with_name("next")
-                temporary.write_text(f"{int(elapsed_s * watts * 1e6) % self._range_uj}\n")
+                temporary.write_text(f"{int(elapsed_s * watts * 1e6) % range_uj}\n")
                 temporary.replace(path)  # a reader sees the old number or the new one, never half of one
 
     def _run(self) -> None:
@@ -87,7 +90,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--package-w", type=float, nargs="+", default=[50.0], help="watts of each package")
     parser.add_argument("--dram-w", type=float, help="watts of each package's memory; without it, no such domain")
-    parser.add_argument("--range-j", type=float, default=50.0, help="joules at which counters wrap")
+    parser.add_argument("--range-j", type=float, default=50.0, help="joules at which the package that draws most wraps")
     parser.add_argument("--update-ms", type=float, default=5.0, help="step of the counters")
     given = parser.parse_args()
     with RaplTree(given.folder, tuple(given.package_w), given.dram_w, given.range_j, given.update_ms / 1000):
