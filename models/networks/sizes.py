@@ -11,6 +11,7 @@ class UNetSize:
     attention: tuple[bool, ...]
     blocks: int  # residual blocks a level
     head_channels: int
+    groups: int = 16  # of the norms
 
 
 @dataclass(frozen=True)
@@ -45,4 +46,14 @@ DIT_SIZES = {
     "L":    DiTSize( 24,    1152,  16),
 }  # fmt: skip
 
-SIZES = tuple(DIT_SIZES)
+# CardioDiT (arXiv 2603.25194, released configurations): sizes differ in depth alone.
+CARDIODIT_SIZES = {
+    "S":    DiTSize(  8,     768,  12),
+    "B":    DiTSize( 12,     768,  12),
+    "L":    DiTSize( 16,     768,  12),
+}  # fmt: skip
+
+# MedLoRD (arXiv 2503.13211, released configuration).
+MEDLORD_SIZE = UNetSize((64, 128, 256, 512), (False, False, True, True), 2, 32, groups=32)
+
+SIZES = tuple(DIT_SIZES)  # of the matrix
