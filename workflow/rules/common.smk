@@ -1,10 +1,12 @@
 """What the chapters share: the checked config, the plan, and small functions from wildcards to rows of it."""
 
 import hashlib
+from datetime import UTC, datetime
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from emissions.acting.starts import begin_option, finish, wait_for_start
 from emissions.grid.choice import check_carbon
 from models.config import check_config
 from models.plan import COLUMNS, make_plan
@@ -117,6 +119,19 @@ def intensity_of_study(wildcards):
     if chosen == "file":
         return {"intensity": config["carbon"]["file"]["path"]}
     return {"intensity": "results/emissions/intensity.csv"}
+
+
+def begin_of_study(wildcards):
+    """What SLURM is told of a metered job: when the study may begin, once that is planned; "" where it already may."""
+    return begin_option(Path("results"), datetime.now(UTC))
+
+
+def study_starts():
+    """Plan when the study begins, as `schedule` asks, and wait for it where jobs run on this machine."""
+    try:
+        wait_for_start(config, Path("results"), holds=workflow.local_exec)
+    except (ValueError, OSError) as error:
+        raise WorkflowError(str(error)) from None
 
 
 def source_of(*places):
