@@ -67,16 +67,18 @@ def train_diffusion(
 
 
 def launch(devices: int, arguments: dict[str, Any]) -> None:
-    """Run `train_here` in one process per device through `accelerate launch`; on CPUs the processes share the cores."""
+    """Run `train_here` in one process per device, as `torchrun` does; on CPUs the processes share the cores."""
     gpus = torch.cuda.device_count()
     if 0 < gpus < devices:
         raise ValueError(f"matrix.devices: {devices} asked for, but this machine shows {gpus} GPUs")
-    command = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={devices}", "--num_machines=1"]
-    command += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    command += ["--multi_gpu"] if gpus else ["--cpu", f"--num_cpu_threads_per_process={max(1, cores() // devices)}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
+    command += ["-m", "models.train", json.dumps(arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores() // devices))}
+    if not gpus:
+        environment |= {"ACCELERATE_USE_CPU": "true"}
     control = control_of(arguments.get("control_path"))
     while True:
-        finished = subprocess.run([*command, "-m", "models.train"], input=json.dumps(arguments), text=True, check=False)
+        finished = subprocess.run(command, env=environment, check=False)
         if control is None or not control.left_path.exists():
             break
         control.wait(arguments["plan"]["model"])
@@ -144,7 +146,12 @@ def train_here(
             "flops": result.images_seen * TRAINING_PASSES * flops,
             "parameters": parameters,
         }
-        info = {"work": work, "images_resumed": result.images_resumed, "losses": result.losses}
+        info = {
+            "work": work,
+            "images_resumed": result.images_resumed,
+            "losses": result.losses,
+            "processes": accelerator.num_processes,
+        }
         with atomic_path(info_path) as temporary:
             temporary.write_text(json.dumps(info, indent=1))
         resume_path.unlink(missing_ok=True)
@@ -175,7 +182,6 @@ def load_denoiser(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        train_here(**json.loads(sys.stdin.read()))
+        train_here(**json.loads(sys.argv[1]))
     except LeftError as left:
         logger.info("%s", left)
-        sys.exit(1)  # of all processes, so that the launcher does not wait for any
