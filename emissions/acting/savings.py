@@ -169,10 +169,15 @@ def write_savings(
 def savings_text(savings: Mapping[str, float], mass_text: Callable[[float], str]) -> str:
     """What `savings_of` says, in one line."""
     saved = f"{mass_text(abs(savings['saved_g']))} {'saved' if savings['saved_g'] >= 0 else 'lost'}"
-    return (
-        f"waited {savings['waited_h']:.1f} h, paused {savings['pauses']:.0f} times for {savings['paused_h']:.1f} h: "
-        f"{saved} ({savings['saved_percent']:+.1f} %) against the same work at once"
-    )
+    did = [f"waited {_span(savings['waited_h'])}"] if savings["waited_h"] else []
+    if savings["pauses"]:
+        did.append(f"{savings['pauses']:.0f} pause{'s' * (savings['pauses'] > 1)} of {_span(savings['paused_h'])}")
+    return f"{', '.join(did)}: {saved} ({savings['saved_percent']:+.1f} %) against the same work at once"
+
+
+def _span(hours: float) -> str:
+    seconds = 3600 * hours
+    return f"{hours:.1f} h" if hours >= 1 else f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
 def savings_of(table: pd.DataFrame) -> dict[str, float]:

@@ -43,9 +43,9 @@ def intensity_ahead(carbon: Mapping[str, Any], now: datetime) -> CarbonIntensity
     """The study's signal from `now` on: what starts, pauses and plans go by.
 
     The tables; the file, with the tables after its end; or the live source's forecast, with the tables after its
-    horizon, and in its place where it fails. Asks a live source, unless its answer is in the cache.
+    horizon, and in its place where it fails or has none. Asks a live source, unless its answer is in the cache.
 
-    Raises ValueError for a source that fails, has no forecast or is of another kind, where nothing may stand in.
+    Raises ValueError for a source that fails or has no forecast, where nothing may stand in.
     """
     zone = find_zone(carbon["zone"])
     if carbon["intensity"] == TABLES:
@@ -57,8 +57,10 @@ def intensity_ahead(carbon: Mapping[str, Any], now: datetime) -> CarbonIntensity
     tables = intensity_of(zone, carbon["year"])
     try:
         ahead = forecast(carbon["intensity"], zone, LiveSettings.from_config(carbon["live"]), now)
-    except SourceError as error:
-        if not may_fall_back(carbon, SOURCES[carbon["intensity"]].kind):
+    except ValueError as error:
+        source = SOURCES[carbon["intensity"]]
+        silent = isinstance(error, SourceError) or source.forecast is None
+        if not silent or not may_fall_back(carbon, source.kind):
             raise
         logger.warning("%s; %s stands in", error, tables.source)
         return tables

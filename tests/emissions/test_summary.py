@@ -110,7 +110,7 @@ def test_a_study_that_waited_says_what_that_saved(results, tmp_path):
     savings = measure_savings(attempts, intensity_of("DE", 2024), 1.0, [request])
     savings.to_csv(tmp_path / "emissions/savings.csv", index=False)
     text = summary_text(tmp_path)
-    assert "acted       waited 5.0 h, paused 0 times" in text and len(text.splitlines()) < 40
+    assert "acted       waited 5.0 h: " in text and len(text.splitlines()) < 40
     assert max(len(line) for line in text.splitlines()) <= 120
 
 
