@@ -26,7 +26,7 @@ onstart:
 
 
 onsuccess:
-    finish(Path("results"), datetime.now(UTC))
+    study_ends()
 
 
 rule all:

@@ -60,19 +60,11 @@ class Control:
         if self.looked is not None and now - self.looked < LOOK_EVERY_S:
             return
         self.looked = now
-        state, reason = self.read()
-        if state == "run":
+        if self.read()[0] == "run":
             return
         save()
-        if state == "pause":
-            logger.info("%s pauses; its checkpoint is written", name)
-            while state == "pause":
-                self.sleep(LOOK_EVERY_S)
-                state, reason = self.read()
-            self.looked = self.clock()
-        if state == "stop":
-            raise StoppedError(f"{name}: stopped ({reason or 'no reason given'}); resumes with `make study`")
-        logger.info("%s goes on", name)
+        self.wait(name)
+        self.looked = self.clock()
 
     @property
     def left_path(self) -> Path:
@@ -80,14 +72,13 @@ class Control:
         return self.path.with_suffix(".left")
 
     def wait(self, name: str) -> None:
-        """For a training whose processes have left: until it may go on.
+        """With a checkpoint written: until the training may go on.
 
         Raises:
             StoppedError: if told to stop.
             ValueError: from `read`.
         """
-        self.left_path.unlink(missing_ok=True)
-        logger.info("%s pauses; its processes have left a checkpoint", name)
+        logger.info("%s pauses or stops; its checkpoint is written", name)
         while (told := self.read())[0] == "pause":
             self.sleep(LOOK_EVERY_S)
         if told[0] == "stop":

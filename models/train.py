@@ -78,6 +78,8 @@ def launch(devices: int, arguments: dict[str, Any]) -> None:
         environment |= {"ACCELERATE_USE_CPU": "true"}
     control = control_of(arguments.get("control_path"))
     while True:
+        if control is not None:
+            control.left_path.unlink(missing_ok=True)  # of an attempt that was killed, or of the last turn
         finished = subprocess.run(command, env=environment, check=False)
         if control is None or not control.left_path.exists():
             break

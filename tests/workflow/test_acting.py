@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from emissions.acting.pauses import read_pauses
-from emissions.acting.starts import read_starts, starts_path
+from emissions.acting.starts import open_start, read_starts, starts_path
 from emissions.records import parse_utc, read_journal, read_record, utc_text
 from emissions.tables import read_table
 from tests.standins.slurm import Slurm
@@ -136,7 +136,7 @@ def plan_ahead(folder: Path, seconds: float) -> datetime:
     asked = {"start": "green", "deadline_h": 5, "duration_h": 1, "zone": "DE"}
     plan |= {"asked": asked, "duration_s": 3600.0, "now_g_per_kwh": 400, "carbon_intensity_g_per_kwh": 300}
     path = starts_path(folder / "results")
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([plan]))
     return start
 
@@ -153,7 +153,7 @@ def test_a_study_waits_for_its_planned_start_and_a_warning_does_not_stop_it(tmp_
     attempts = read_journal(tmp_path / "results/emissions/journal.jsonl")
     assert min(parse_utc(line["started_at"]) for line in attempts) >= start
     assert said.count("over budget: ") == 1
-    assert read_starts(starts_path(tmp_path / "results"))[0]["done_at"]
+    assert open_start(tmp_path / "results"), "the study has only begun"
 
 
 def test_slurm_holds_the_jobs_of_a_study_until_its_planned_start(tmp_path, slurm_packages):
@@ -195,6 +195,16 @@ def test_what_to_do_about_the_grid_trains_nothing_again(tiny_study, tmp_path):
     assert jobs_of(snakemake(tiny_study, "-n", configs=(TINY, config))) == {}
 
 
+def test_tables_are_made_at_once_whatever_the_study_waits_for(tiny_study, tmp_path):
+    study = shutil.copytree(tiny_study, tmp_path / "study")
+    start = plan_ahead(study, 3600)
+    green = overlay(study, f"{GREEN}\ncarbon: {{zone: FR}}\n")
+    finished = snakemake(study, "results/emissions/savings.csv", configs=(TINY, green))
+    assert finished.returncode == 0 and datetime.now(UTC) < start, finished.stderr[-2000:]
+    assert "waiting until" not in finished.stdout + finished.stderr
+    assert not open_start(study / "results"), "all of it has been measured"
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -203,7 +213,8 @@ def test_what_to_do_about_the_grid_trains_nothing_again(tiny_study, tmp_path):
     ],
 )
 def test_a_start_that_cannot_be_planned_is_one_line_that_names_its_key(tmp_path, wrong, said):
-    finished = snakemake(tmp_path, "results/plan.csv", configs=(TINY, overlay(tmp_path, wrong)))
+    target = "results/images/ct/manifest.json"
+    finished = snakemake(tmp_path, target, configs=(TINY, overlay(tmp_path, wrong)))
     assert finished.returncode != 0
     lines = [line for line in finished.stderr.splitlines() if said in line]
     assert len(lines) == 1, finished.stderr
