@@ -21,6 +21,14 @@ include: "workflow/rules/carbon.smk"
 include: "workflow/rules/dashboard.smk"
 
 
+onstart:
+    study_starts()
+
+
+onsuccess:
+    study_ends()
+
+
 rule all:
     """The whole study: tables, dashboard and summary."""
     default_target: True
@@ -28,6 +36,7 @@ rule all:
         "results/dashboard/index.html",
         "results/summary.txt",
         "results/emissions/whatif.csv",
+        "results/emissions/savings.csv",
     localrule: True
 
 

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from emissions.meters.base import J_PER_KWH
-from emissions.records import WORK_COLUMNS, Record, parse_utc, utc_text
+from emissions.records import PROGRESS_COLUMNS, WORK_COLUMNS, Record, parse_utc, utc_text
 from emissions.uncertainty import STARTUP_ERROR, Interval, combine, unseen
 
+END_BYTES = 4_096  # of a file's end, which hold a few readings
 MOST_PENDING = 36_000  # lines that wait in memory for a disk that is full: ten hours at 1 Hz
 
 
@@ -82,6 +83,11 @@ class Attempt:
     @property
     def ended(self) -> bool:
         return any("end" in event for event in self.events)
+
+    @property
+    def energy_kwh(self) -> float:
+        """Up to the last reading."""
+        return _energy_kwh(self.totals)
 
     def energy_until_kwh(self, moment: datetime) -> float:
         """Energy from the start of the window to a moment in it, between readings by proportion."""
@@ -152,26 +158,44 @@ class AttemptFile:
 
 def read_attempt(path: Path) -> Attempt:
     """Read an attempt file as far as it goes. Raises ValueError naming the file if its header is not whole, OSError."""
-    header: dict[str, Any] | None = None
     rows: list[Totals] = []
     events: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    first, *lines = path.read_bytes().split(b"\n")[:-1] or [b""]
+    header = _header(first, path)
+    for number, line in enumerate(lines, start=2):
         try:
             content = json.loads(line)
-            if header is None:
-                parse_utc(content["started_at"])
-                header = content
-            elif isinstance(content, list):
-                rows.append(Totals(**dict(zip(header["fields"], content, strict=True))))
+            if isinstance(content, list):
+                rows.append(_row(header, content))
             else:
                 events.append(dict(content))
-        except (ValueError, TypeError, KeyError) as error:
-            if header is None:
-                raise ValueError(f"{path}: not an attempt's file ({error})") from error
+        except (ValueError, TypeError):
             events.append({"warning": f"{path.name}:{number}: a reading could not be read and is passed over"})
-    if header is None:
-        raise ValueError(f"{path}: not an attempt's file (empty)")
     return Attempt(path, header, rows, events)
+
+
+def read_end(path: Path) -> Attempt:
+    """The header and the last readings alone: quick, however long the attempt has run. Raises as `read_attempt`."""
+    with path.open("rb") as file:
+        first = file.readline()
+        file.seek(max(len(first), os.fstat(file.fileno()).st_size - END_BYTES))
+        last = file.read().split(b"\n")
+    header = _header(first, path)
+    whole = [json.loads(line) for line in last[:-1] if line.startswith(b"[") and line.endswith(b"]")]
+    return Attempt(path, header, [_row(header, content) for content in whole], [])
+
+
+def _header(line: bytes, path: Path) -> dict[str, Any]:
+    try:
+        header: dict[str, Any] = json.loads(line)
+        parse_utc(header["started_at"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: not an attempt's file ({error or 'empty'})") from error
+    return header
+
+
+def _row(header: Mapping[str, Any], content: list[float | None]) -> Totals:
+    return Totals(**dict(zip(header["fields"], content, strict=True)))
 
 
 def record_of(
@@ -238,7 +262,7 @@ def record_of(
         **{column: None if joules is None else joules / J_PER_KWH for column, joules in energies_j.items()},
         **{f"{part}_method": header["methods"][part] for part in ("cpu", "gpu", "ram")},
         "codecarbon_kwh": float(codecarbon["energy_consumed"]) if codecarbon else None,
-        **{column: work.get(column) for column in (*WORK_COLUMNS, "images_resumed")},
+        **{column: work.get(column) for column in (*WORK_COLUMNS, *PROGRESS_COLUMNS)},
         **header["factors"],
         "startup_s": header["startup_s"],
         "cpu_s": totals.cpu_s,

@@ -86,6 +86,11 @@ class Session:
         self._file = Path(reply["file"]) if reply["file"] else None
         return str(reply["attempt_id"])
 
+    @property
+    def file(self) -> Path | None:
+        """The attempt's file, while its window is open; None where none can be written."""
+        return self._file
+
     def close(self, outcome: str, work: Mapping[str, Any]) -> Closed:
         """End the window and take the record. If the recorder is gone, it is made from the attempt's file."""
         try:

@@ -16,6 +16,7 @@ import pandas as pd
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from emissions.acting.savings import SAVINGS_COLUMNS
 from emissions.charts import Section
 from emissions.compare import EXTRAPOLATED_SAMPLES
 from emissions.equivalents import CAR_G_PER_KM, CAR_SOURCE, car_km
@@ -75,7 +76,7 @@ def build_dashboard(
     """Write the page.
 
     Args:
-        tables_dir: `results/emissions`, with ledger.csv, attempts.csv, priced.csv, schedule.csv and the comparisons.
+        tables_dir: `results/emissions`, with ledger.csv, attempts.csv, priced.csv, schedule.csv, savings.csv, by_*.csv.
         plan: plan.csv, one row a run.
         cohorts: `results/cohorts/{cohort}/cohort.json` of each cohort.
         pictures: `results/runs/{run}/samples.png` of each run.
@@ -88,6 +89,7 @@ def build_dashboard(
     folder = Path(tables_dir)
     tables = {name: read_table(folder / f"{name}.csv") for name in COMPARISONS}
     tables["ledger"] = read_ledger(folder / "ledger.csv")
+    tables["savings"] = read_table(folder / "savings.csv", required=SAVINGS_COLUMNS)
     tables["schedule"] = read_table(folder / "schedule.csv", required=START_COLUMNS)
     tables["attempts"] = read_table(folder / "attempts.csv", required=("stage", "outcome", "energy_kwh"))
     priced = read_ledger(folder / "priced.csv")

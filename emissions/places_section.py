@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from emissions import figures, findings
+from emissions.acting.savings import savings_of, savings_text
 from emissions.charts import Chart, Columns, Section, Table, text_table
 from emissions.extremes import between_months, between_places
 from emissions.figures.theme import MONTHS, mass_text, significant
@@ -13,7 +14,9 @@ from emissions.grid.zones import SEASONS, data_table
 
 
 def place_section(tables: dict[str, pd.DataFrame], study_zone: str) -> Section:
-    """tables: `by_zone`, `by_season` and `by_hour` of `compare.write_comparisons`; `schedule` of `schedule.propose`."""
+    """tables: `by_zone`, `by_season` and `by_hour` of `compare.write_comparisons`; `schedule` of `schedule.propose`;
+    `savings` of `acting.savings`.
+    """
     by_zone, by_season, by_hour = tables["by_zone"], tables["by_season"], tables["by_hour"]
     of_zone: Columns = {
         "zone": ("Zone", None),
@@ -53,6 +56,9 @@ def place_section(tables: dict[str, pd.DataFrame], study_zone: str) -> Section:
         ),
     ]
     below = [_extremes_table(by_zone, study_zone), _policy_table(tables["schedule"])]
+    savings = savings_of(tables["savings"])
+    if savings["waited_h"] or savings["pauses"]:
+        below.append(_savings_table(tables["savings"], savings))
     return Section("place", "The same work elsewhere, and at another time", "", charts, below)
 
 
@@ -130,3 +136,18 @@ def _policy_table(schedule: pd.DataFrame) -> Table:
     kind, source = schedule["intensity_kind"].iloc[0], schedule["intensity_source"].iloc[0]
     lead = f"Had this study been free to wait. {str(kind).capitalize()} intensity: {source}."
     return text_table(pd.DataFrame(rows), columns, "When to run it", lead)
+
+
+def _savings_table(table: pd.DataFrame, savings: dict[str, float]) -> Table:
+    """A row per stage of what the study emitted, having waited and paused, and would have at once."""
+    sums = table.groupby("stage", sort=False)[["pauses", "paused_h", "at_once_g", "emissions_g", "saved_g"]].sum()
+    columns: Columns = {
+        "stage": ("Stage", None),
+        "pauses": ("Pauses", lambda count: f"{count:.0f}"),
+        "paused_h": ("Paused, h", significant),
+        "at_once_g": ("CO₂e at once", mass_text),
+        "emissions_g": ("CO₂e as it ran", mass_text),
+        "saved_g": ("Saved", mass_text),
+    }
+    lead = savings_text(savings, mass_text) + ". Energy used in pauses is in what was emitted."
+    return text_table(sums.reset_index(), columns, "What waiting and pausing saved", lead[0].upper() + lead[1:])

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from emissions.grid.choice import chosen_intensity
+from emissions.acting.starts import read_starts
+from emissions.grid.choice import chosen_intensity, intensity_behind
 from emissions.grid.intensity import HOUR, CarbonIntensity, slots_of
 from emissions.grid.series import write_intensity
-from emissions.grid.zones import find_zone
 from emissions.ledger import read_ledger, record_key
 from emissions.records import parse_utc
 from emissions.tables import read_table, write_table
@@ -232,26 +232,24 @@ def write_prices(
 
 
 def write_live_intensity(
-    ledger_path: str | Path, attempts_path: str | Path, carbon: Mapping[str, Any], intensity_path: str | Path
+    ledger_path: str | Path,
+    attempts_path: str | Path,
+    starts_path: str | Path,
+    carbon: Mapping[str, Any],
+    intensity_path: str | Path,
 ) -> None:
-    """Fetch the signal of the live source that `carbon` names over the hours that the ledger's attempts ran.
+    """Fetch the signal of the live source that `carbon` names over the hours that the ledger's attempts ran or waited.
+
+    starts_path: of the study's planned starts, which need not be there (`acting.starts`).
 
     Only here does a study use the network for its prices. Where the config allows it, the tables stand in for what
     the source does not have, and the file says so slot by slot.
 
     Raises ValueError with one line naming source and zone when the source fails and nothing may stand in for it.
     """
-    from emissions.grid.live import LiveSettings, history_or_tables  # httpx, which no other price needs
-
     table = pd.concat([read_ledger(ledger_path), read_table(attempts_path, required=("started_at", "ended_at"))])
     started, ended = (pd.to_datetime(table[name], utc=True) for name in ("started_at", "ended_at"))
-    span = started.min(), ended.max()
-    intensity = history_or_tables(
-        carbon["intensity"],
-        find_zone(carbon["zone"]),
-        *span,
-        LiveSettings.from_config(carbon["live"]),
-        carbon["year"],
-        carbon["fallback"],
-    )
+    requested = [parse_utc(start["requested_at"]) for start in read_starts(Path(starts_path))]
+    span = min([started.min(), *requested]), ended.max()
+    intensity = intensity_behind(carbon, *span)
     write_intensity(intensity, slots_of(*span, intensity.step), intensity_path)

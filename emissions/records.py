@@ -28,6 +28,8 @@ Record = dict[str, Any]
 OUTCOMES = ("ok", "failed", "interrupted", "terminated", "killed")
 
 WORK_COLUMNS = ("images_seen", "samples", "voxels", "flops", "parameters")
+# What the job says of its way there: images of earlier attempts, checkpoints written, and pauses for the grid's sake.
+PROGRESS_COLUMNS = ("images_resumed", "checkpoints", "checkpoint_s", "paused_s", "paused_kwh")
 FACTOR_COLUMNS = ("family", "size", "spatial_dims", "resolution", "sampler", "steps", "devices", "seed")
 
 # Column -> pandas dtype, in the ledger's order. Nullable dtypes, so that an unknown count stays an integer
@@ -85,6 +87,10 @@ LEDGER_DTYPES: dict[str, str] = {
     "gpu_detail": "string",  # JSON: the figures of each GPU by its UUID
     "codecarbon_node_kwh": "Float64",  # what our meters read in CodeCarbon's own window, of what it reads
     "images_resumed": "Int64",  # of images_seen, those of earlier attempts
+    "checkpoints": "Int64",  # written by the last attempt
+    "checkpoint_s": "Float64",  # in which it wrote them, in sum
+    "paused_s": "Float64",  # told to pause, by all attempts
+    "paused_kwh": "Float64",  # used in the pauses; inside energy_kwh
     "warnings": "string",
     "attempt_id": "string",
     "earlier_attempts": "string",  # ids of the attempts whose energy is in this row too

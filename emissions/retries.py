@@ -26,7 +26,7 @@ SUMMED_COLUMNS = (
     "duration_s", "startup_s", "cpu_s", "cpu_kwh", "gpu_kwh", "ram_kwh", "energy_kwh", "energy_low_kwh",
     "energy_high_kwh", "cpu_low_kwh", "cpu_high_kwh", "gpu_low_kwh", "gpu_high_kwh", "ram_low_kwh", "ram_high_kwh",
     "unseen_kwh", "idle_kwh", "startup_kwh", "metering_kwh", "node_kwh", "rest_kwh", "psys_kwh", "gpu_integral_kwh",
-    "codecarbon_kwh", "codecarbon_node_kwh",
+    "codecarbon_kwh", "codecarbon_node_kwh", "paused_s", "paused_kwh",
 )  # fmt: skip
 ELSEWHERE_STALE_S = 300.0  # an attempt of another node is over when its file has not grown for so long
 

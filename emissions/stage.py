@@ -14,13 +14,14 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from emissions import records, retries
+from emissions.acting.job import ActingJob
 from emissions.attempt_file import read_attempt, trace_of, write_trace
 from emissions.client import Closed, RecorderLostError, Session
 from emissions.job import attempt_folders, job_of
@@ -34,32 +35,38 @@ logger = logging.getLogger(__name__)
 
 FAILURE_STATUS = 2
 TEXT_FACTORS = ("family", "size", "sampler")
-COUNTS = (*records.WORK_COLUMNS, "images_resumed")
+COUNTS = (*records.WORK_COLUMNS, "images_resumed", "checkpoints")
 
 
 class Metered:
-    """What the block gets: a place to say what work was done."""
+    """What the block gets: a place to say what work was done, and `control_file`, as `ActingJob` has it."""
 
-    def __init__(self) -> None:
-        self.counts: dict[str, int | None] = dict.fromkeys(COUNTS)
+    def __init__(self, control_file: Callable[[], Path | None] = lambda: None) -> None:
+        self.counts: dict[str, float | None] = dict.fromkeys(records.WORK_COLUMNS + records.PROGRESS_COLUMNS)
         self.resumed_from: list[str] = []
+        self.control_file = control_file
 
-    def work(self, *, resumed_from: Sequence[str] = (), **counts: float | None) -> None:
-        """Set any of `images_seen, samples, voxels, flops, parameters, images_resumed`; a later call replaces an
-        earlier figure.
+    def work(
+        self, *, resumed_from: Sequence[str] = (), checkpoint_s: float | None = None, **counts: float | None
+    ) -> None:
+        """Set any of `images_seen, samples, voxels, flops, parameters, images_resumed, checkpoints`; a later call
+        replaces an earlier figure.
 
         Counts are of the finished work, whichever attempts did it. `resumed_from`: when the checkpoints were saved,
-        UTC, from which attempts went on; energy of an earlier attempt up to there is not waste.
+        UTC, from which attempts went on; energy of an earlier attempt up to there is not waste. `checkpoint_s`: in
+        which this attempt wrote its checkpoints.
 
         Raises ValueError for other names, for values that are not whole numbers of at least 0, and for times without
         a zone.
         """
         for name, value in counts.items():
-            if name not in self.counts:
+            if name not in COUNTS:
                 raise ValueError(f"work: {name!r} is not one of {', '.join(COUNTS)}")
             if value is not None and (not math.isfinite(value) or value < 0 or int(value) != value):
                 raise ValueError(f"work: {name} is {value!r}; expected a whole number of at least 0")
             self.counts[name] = None if value is None else int(value)
+        if checkpoint_s is not None:
+            self.counts["checkpoint_s"] = float(checkpoint_s)
         for moment in resumed_from:
             records.parse_utc(moment)
         self.resumed_from = list(resumed_from)
@@ -76,7 +83,6 @@ class stage:  # noqa: N801 - reads as a statement where it is used
 
     def __init__(self, snakemake: Any) -> None:
         self._snakemake = snakemake
-        self._metered = Metered()
         self._gpus = contextlib.ExitStack()
 
     def __enter__(self) -> Metered:
@@ -105,6 +111,8 @@ class stage:  # noqa: N801 - reads as a statement where it is used
         self._folders = attempt_folders(self._journal_path)
         settings = MeterSettings.from_config(snakemake.config.get("metering") or {})
         retries.recover(self._journal_path, self._folders)
+        self._acting = ActingJob(snakemake.config, self._record_path, self._folders, self._tell)
+        self._metered = Metered(self._acting.control_file)
         self._session = Session(settings)
         wanted = snakemake.resources.get("gpu")
         leased = self._lease(int(wanted or 0))
@@ -120,6 +128,10 @@ class stage:  # noqa: N801 - reads as a statement where it is used
             codecarbon=settings.codecarbon,
         )
         self._attempt_id = self._session.open(job)
+        self._acting.start(self._attempt_id, self._session.file)
+
+    def _tell(self, line: str) -> None:
+        self._log.tell(f"{self._name}: {line}")
 
     def _lease(self, count: int) -> list[str]:
         if count == 0 or not self._session.gpus:
@@ -148,6 +160,7 @@ class stage:  # noqa: N801 - reads as a statement where it is used
 
     def _close(self, error: BaseException | None) -> BaseException | None:
         """End the window and write what the outcome calls for; give the error that stands."""
+        self._metered.counts |= self._acting.close()
         try:
             closed = self._session.close(_outcome(error), self._metered.counts)
         except (RecorderLostError, OSError, ValueError) as failure:

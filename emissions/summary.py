@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from emissions.acting.savings import SAVINGS_COLUMNS, savings_of, savings_text
 from emissions.allocation import sample_kind
 from emissions.breakdown import codecarbon_sums
 from emissions.equivalents import CAR_G_PER_KM, car_km
@@ -47,6 +48,7 @@ def summarise(results: str | Path) -> dict[str, Any]:
             "samplers": tables["by_sampler"].to_dict("records"),
             "places": _places(places["by_zone"]),
             "seasons": _seasons(places["by_season"], str(ledger["zone"].iloc[0])),
+            "savings": savings_of(read_table(folder / "savings.csv", required=SAVINGS_COLUMNS)),
             "patients": _patients(Path(results), plan),
             "methods": tables["by_method"].to_dict("records"),
             "dashboard": str(Path(results) / "dashboard" / "index.html"),
@@ -62,7 +64,7 @@ def summary_text(results: str | Path) -> str:
         _totals_lines(study["totals"]),
         _phase_lines(study["phases"]),
         _sampler_lines(study["samplers"]),
-        _place_lines(study["places"], study["seasons"]),
+        _place_lines(study["places"], study["seasons"], study["savings"]),
         _trust_lines(study),
     ]
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
@@ -277,7 +279,7 @@ def _sampler_lines(samplers: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _place_lines(places: dict[str, Any], seasons: dict[str, Any]) -> list[str]:
+def _place_lines(places: dict[str, Any], seasons: dict[str, Any], savings: dict[str, float]) -> list[str]:
     clean, dirty = places["cleanest"], places["dirtiest"]
     years = " and ".join(str(year) for year in sorted({clean["year"], dirty["year"]}))
     between = " to ".join(f"{zone['zone_name']} {mass_text(zone['emissions_g'])}" for zone in (clean, dirty))
@@ -286,6 +288,8 @@ def _place_lines(places: dict[str, Any], seasons: dict[str, Any]) -> list[str]:
         _line("place", f"{significant(places['ratio'])}x: {between}"),
         _line("", f"annual means of {years}, average lifecycle, {places['zones']} zones"),
     ]
+    if savings["waited_h"] or savings["pauses"]:
+        lines.append(_line("acted", savings_text(savings, mass_text)))
     if seasons["ratio"] is None:
         return [*lines, _line("season", f"{seasons['zone']}: {seasons['basis']}")]
     clean, dirty = (calendar.month_name[int(seasons[end]["month"])] for end in ("cleanest", "dirtiest"))

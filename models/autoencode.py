@@ -13,6 +13,7 @@ from monai.networks.nets import AutoencoderKL
 from torch import Tensor, nn
 
 from models import checkpoint
+from models.control import control_of
 from models.data.cohort import load_cohort
 from models.device import best_device
 from models.files import atomic_path
@@ -31,6 +32,7 @@ def train_autoencoder(
     cohort_dir: str | Path,
     autoencoder_path: str | Path,
     info_path: str | Path,
+    control_path: str | Path | None = None,
 ) -> Work:
     """Train the autoencoder of a cohort on its training images, whole or in random crops.
 
@@ -43,6 +45,7 @@ def train_autoencoder(
         cohort_dir: with train.npy and heldout.npy.
         autoencoder_path: the weights, and what rebuilds the network.
         info_path: JSON: parameters, losses, error on the held-out images.
+        control_path: file that may tell it to pause or stop, see `models.control`.
     """
     dims = f"{plan['spatial_dims']}d"
     cohort = load_cohort(cohort_dir)
@@ -67,7 +70,8 @@ def train_autoencoder(
 
     resume_path = Path(autoencoder_path).with_name("checkpoint.pt")
     identity = checkpoint.identity_of(plan, settings, cohort.info, list(images.shape))
-    result = train(network, loss, len(images), length, accelerator, resume_path, identity, plan["autoencoder"])
+    key, control = plan["autoencoder"], control_of(control_path)
+    result = train(network, loss, len(images), length, accelerator, resume_path, identity, key, control)
 
     trained = network.eval().to(accelerator.device)
     error = reconstruction_error(trained, torch.from_numpy(np.array(cohort.heldout)), accelerator.device)
@@ -96,6 +100,8 @@ def train_autoencoder(
         "images_seen": result.images_seen,
         "images_resumed": result.images_resumed,
         "resumed_from": result.resumed_from,
+        "checkpoints": result.checkpoints,
+        "checkpoint_s": result.checkpoint_s,
         "voxels": result.images_seen * math.prod(shape),
         "flops": result.images_seen * TRAINING_PASSES * count_flops(network, shape),
         "parameters": parameters,

@@ -13,14 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from models import checkpoint
+from models.control import Control, LeftError
 from models.device import training_precision
 from models.progress import Progress
 
 logger = logging.getLogger(__name__)
+
+LOOK_EVERY_BATCHES = 8  # with several processes, which have to agree
 
 Loss = Callable[[nn.Module, Tensor, torch.Generator], Tensor]  # network, indices of a batch, noise -> mean loss
 
@@ -48,6 +52,8 @@ class Trained:
     images_resumed: int  # of them, seen before this attempt
     resumed_from: list[str]  # times of the checkpoints that led to this attempt, oldest first
     losses: list[tuple[int, float]]  # (images seen, mean loss since the last entry)
+    checkpoints: int = 0  # written by this attempt
+    checkpoint_s: float = 0.0  # in which it wrote them
 
 
 def make_accelerator(precision: str, depths: Iterable[int] = ()) -> Accelerator:
@@ -65,6 +71,7 @@ def train(
     checkpoint_path: str | Path,
     identity: str,
     name: str,
+    control: Control | None = None,
 ) -> Trained:
     """Minimise a loss over random batches, resuming from `checkpoint_path` if it holds this very training.
 
@@ -84,6 +91,12 @@ def train(
         checkpoint_path: written every `settings.checkpoint_every_s` seconds.
         identity: of this training, from `checkpoint.identity_of`.
         name: shown with the progress.
+        control: obeyed between batches; None: nothing is looked at.
+
+    Raises:
+        StoppedError: if the control says stop; a checkpoint is written.
+        LeftError: if there are several processes, and the control does not say run; a checkpoint is written.
+        ValueError: if the loss is not finite.
     """
     share = settings.batch_size // accelerator.num_processes
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=0.0)
@@ -102,6 +115,19 @@ def train(
     prepared.train()
     progress = Progress(name, settings.images, resumed, quiet=not accelerator.is_main_process)
     written, since, total = time.monotonic(), 0, torch.zeros((), device=accelerator.device)
+
+    checkpoints, checkpoint_s = 0, 0.0
+
+    def save() -> None:
+        nonlocal checkpoints, checkpoint_s
+        began = time.monotonic()
+        finite(float(total), name, seen)
+        saved_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")  # not of the write
+        counts = {"images_seen": seen, "saved_at": saved_at, "resumed_from": lineage, "losses": losses}
+        parts = {"network": accelerator.unwrap_model(prepared), "averaged": averaged, "optimizer": optimizer}
+        states = {part: holder.state_dict() for part, holder in parts.items()}
+        checkpoint.save({"identity": identity, **counts, **states}, checkpoint_path)
+        checkpoints, checkpoint_s = checkpoints + 1, checkpoint_s + time.monotonic() - began
 
     while seen < settings.images:
         batch = batch_indices(items, settings.batch_size, settings.seed, seen)
@@ -126,16 +152,27 @@ def train(
             progress.tell(seen, f"loss {mean:.4f}")
             since, total = 0, torch.zeros((), device=accelerator.device)
         if accelerator.is_main_process and time.monotonic() - written > settings.checkpoint_every_s:
-            finite(float(total), name, seen)
-            saved_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")  # not of the write
-            counts = {"images_seen": seen, "saved_at": saved_at, "resumed_from": lineage, "losses": losses}
-            parts = {"network": accelerator.unwrap_model(prepared), "averaged": averaged, "optimizer": optimizer}
-            states = {part: holder.state_dict() for part, holder in parts.items()}
-            checkpoint.save({"identity": identity, **counts, **states}, checkpoint_path)
+            save()
             written = time.monotonic()
+        if control is not None and seen < settings.images:
+            if accelerator.num_processes == 1:
+                control.obey(name, save)
+            elif seen // settings.batch_size % LOOK_EVERY_BATCHES == 0 and asked_to_leave(control, accelerator):
+                if accelerator.is_main_process:
+                    save()
+                    control.left_path.touch()
+                accelerator.wait_for_everyone()
+                raise LeftError(f"{name}: told to pause or stop")
     progress.close()
     final = averaged.module if settings.ema_decay else accelerator.unwrap_model(prepared)
-    return Trained(final.eval(), seen, resumed, lineage, losses)
+    return Trained(final.eval(), seen, resumed, lineage, losses, checkpoints, checkpoint_s)
+
+
+def asked_to_leave(control: Control, accelerator: Accelerator) -> bool:
+    """Whether the main process reads anything but run, told to all: one that left alone would hold the others up."""
+    asked = accelerator.is_main_process and control.read()[0] != "run"
+    told = broadcast(torch.tensor([float(asked)], device=accelerator.device))
+    return bool(told.item() > 0)
 
 
 def lineage_through(state: dict[str, Any]) -> list[str]:

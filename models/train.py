@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import checkpoint
+from models.control import LeftError, control_of
 from models.diffusion.process import ForwardProcess
 from models.files import atomic_path
 from models.loop import Training, make_accelerator, train
@@ -30,6 +31,7 @@ def train_diffusion(
     latents_path: str | Path,
     model_path: str | Path,
     info_path: str | Path,
+    control_path: str | Path | None = None,
 ) -> Work:
     """Train the denoiser of a plan row, in this process or, for several devices, in one process each.
 
@@ -40,10 +42,12 @@ def train_diffusion(
         latents_path: from `encode_latents`.
         model_path: the averaged weights, and what rebuilds the network.
         info_path: JSON: work done and the losses.
+        control_path: file that may tell it to pause or stop, see `models.control`.
 
     Raises:
         ValueError: if there are GPUs, but fewer than the plan's devices.
         RuntimeError: if one of several processes fails.
+        StoppedError: if told to stop; a checkpoint is written.
     """
     arguments: dict[str, Any] = {
         "plan": plan,
@@ -52,6 +56,7 @@ def train_diffusion(
         "latents_path": str(latents_path),
         "model_path": str(model_path),
         "info_path": str(info_path),
+        "control_path": None if control_path is None else str(control_path),
     }
     if plan["devices"] == 1:
         train_here(**arguments)
@@ -62,14 +67,23 @@ def train_diffusion(
 
 
 def launch(devices: int, arguments: dict[str, Any]) -> None:
-    """Run `train_here` in one process per device through `accelerate launch`; on CPUs the processes share the cores."""
+    """Run `train_here` in one process per device, as `torchrun` does; on CPUs the processes share the cores."""
     gpus = torch.cuda.device_count()
     if 0 < gpus < devices:
         raise ValueError(f"matrix.devices: {devices} asked for, but this machine shows {gpus} GPUs")
-    command = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={devices}", "--num_machines=1"]
-    command += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    command += ["--multi_gpu"] if gpus else ["--cpu", f"--num_cpu_threads_per_process={max(1, cores() // devices)}"]
-    finished = subprocess.run([*command, "-m", "models.train"], input=json.dumps(arguments), text=True, check=False)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
+    command += ["-m", "models.train", json.dumps(arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores() // devices))}
+    if not gpus:
+        environment |= {"ACCELERATE_USE_CPU": "true"}
+    control = control_of(arguments.get("control_path"))
+    while True:
+        if control is not None:
+            control.left_path.unlink(missing_ok=True)  # of an attempt that was killed, or of the last turn
+        finished = subprocess.run(command, env=environment, check=False)
+        if control is None or not control.left_path.exists():
+            break
+        control.wait(arguments["plan"]["model"])
     if finished.returncode:
         raise RuntimeError(f"one of {devices} training processes failed with status {finished.returncode}")
 
@@ -86,6 +100,7 @@ def train_here(
     latents_path: str,
     model_path: str,
     info_path: str,
+    control_path: str | None = None,
 ) -> None:
     """Train in this process, which may be one of several; the first of them writes the results."""
     dims = f"{plan['spatial_dims']}d"
@@ -116,7 +131,8 @@ def train_here(
     )
     resume_path = Path(model_path).with_name("checkpoint.pt")
     identity = checkpoint.identity_of(plan, settings, cached["scale"], list(latents.shape))
-    result = train(network, loss, len(latents), length, accelerator, resume_path, identity, plan["model"])
+    control = control_of(control_path)
+    result = train(network, loss, len(latents), length, accelerator, resume_path, identity, plan["model"], control)
     if accelerator.is_main_process:
         weights = result.network.cpu().state_dict()
         rebuild = {"latent_shape": list(latent_shape), "latent_channels": channels, "scale": cached["scale"]}
@@ -127,10 +143,17 @@ def train_here(
             "images_seen": result.images_seen,
             "images_resumed": result.images_resumed,
             "resumed_from": result.resumed_from,
+            "checkpoints": result.checkpoints,
+            "checkpoint_s": result.checkpoint_s,
             "flops": result.images_seen * TRAINING_PASSES * flops,
             "parameters": parameters,
         }
-        info = {"work": work, "images_resumed": result.images_resumed, "losses": result.losses}
+        info = {
+            "work": work,
+            "images_resumed": result.images_resumed,
+            "losses": result.losses,
+            "processes": accelerator.num_processes,
+        }
         with atomic_path(info_path) as temporary:
             temporary.write_text(json.dumps(info, indent=1))
         resume_path.unlink(missing_ok=True)
@@ -160,4 +183,7 @@ def load_denoiser(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train_here(**json.loads(sys.stdin.read()))
+    try:
+        train_here(**json.loads(sys.argv[1]))
+    except LeftError as left:
+        logger.info("%s", left)

@@ -14,6 +14,8 @@ class Work(TypedDict, total=False):
     images_seen: int  # of a training: by all its attempts, each image once; flops and voxels are of these
     images_resumed: int  # of images_seen, by earlier attempts
     resumed_from: list[str]  # `Trained.resumed_from`
+    checkpoints: int  # written by the attempt that finished
+    checkpoint_s: float  # in which it wrote them
     samples: int
     voxels: int
     flops: int

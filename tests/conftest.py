@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.needs import cannot
+from tests.standins import slurm
+
 
 def _folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="footprint-", dir="/tmp"))  # a socket's path has at most 107 bytes
@@ -51,3 +54,9 @@ def runtime_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("FOOTPRINT_RUNTIME_DIR", str(folder))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def slurm_packages() -> None:
+    if missing := slurm.missing_packages():
+        cannot(f"no SLURM here; on Debian: apt-get install {' '.join(missing)}")

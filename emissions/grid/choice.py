@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from emissions.grid.intensity import KIND, CarbonIntensity, intensity_of, with_fallback
 from emissions.grid.series import read_intensity_csv
 from emissions.grid.zones import find_zone
+
+logger = logging.getLogger(__name__)
 
 TABLES, FILE = "tables", "file"  # every other value of `carbon.intensity` names a live source
 
@@ -33,6 +37,48 @@ def chosen_intensity(carbon: Mapping[str, Any], path: str | Path | None = None) 
         kind=named.get("kind"),
     )
     return with_fallback(series, intensity_of(zone, carbon["year"])) if may_fall_back(carbon, series.kind) else series
+
+
+def intensity_ahead(carbon: Mapping[str, Any], now: datetime) -> CarbonIntensity:
+    """The study's signal from `now` on: what starts, pauses and plans go by.
+
+    The tables; the file, with the tables after its end; or the live source's forecast, with the tables after its
+    horizon, and in its place where it fails or has none. Asks a live source, unless its answer is in the cache.
+
+    Raises ValueError for a source that fails or has no forecast, where nothing may stand in.
+    """
+    zone = find_zone(carbon["zone"])
+    if carbon["intensity"] == TABLES:
+        return intensity_of(zone, carbon["year"])
+    if carbon["intensity"] == FILE:
+        return chosen_intensity(carbon, carbon["file"]["path"])
+    from emissions.grid.live import SOURCES, LiveSettings, SourceError, forecast  # httpx, which the tables do not need
+
+    tables = intensity_of(zone, carbon["year"])
+    try:
+        ahead = forecast(carbon["intensity"], zone, LiveSettings.from_config(carbon["live"]), now)
+    except ValueError as error:
+        source = SOURCES[carbon["intensity"]]
+        silent = isinstance(error, SourceError) or source.forecast is None
+        if not silent or not may_fall_back(carbon, source.kind):
+            raise
+        logger.warning("%s; %s stands in", error, tables.source)
+        return tables
+    return with_fallback(ahead, tables) if may_fall_back(carbon, ahead.kind) else ahead
+
+
+def intensity_behind(carbon: Mapping[str, Any], start: datetime, end: datetime) -> CarbonIntensity:
+    """The study's signal over hours that have passed, which a live source may not tell all of.
+
+    Raises ValueError as `chosen_intensity` and `live.history_or_tables`.
+    """
+    if carbon["intensity"] in (TABLES, FILE):
+        return chosen_intensity(carbon, carbon["file"]["path"] if carbon["intensity"] == FILE else None)
+    from emissions.grid.live import LiveSettings, history_or_tables
+
+    settings = LiveSettings.from_config(carbon["live"])
+    zone = find_zone(carbon["zone"])
+    return history_or_tables(carbon["intensity"], zone, start, end, settings, carbon["year"], carbon["fallback"])
 
 
 def may_fall_back(carbon: Mapping[str, Any], kind: str) -> bool:

@@ -18,15 +18,18 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from emissions.acting.pauses import PauseLog, pauses_path
+from emissions.acting.savings import write_savings
+from emissions.acting.starts import starts_path
 from emissions.compare import write_comparisons
 from emissions.dashboard import build_dashboard
 from emissions.ledger import write_ledger
 from emissions.phases import STAGES
 from emissions.pricing import write_prices
-from emissions.records import LEDGER_COLUMNS, append_journal, utc_text, write_record
+from emissions.records import LEDGER_COLUMNS, append_journal, parse_utc, utc_text, write_record
 from emissions.retries import merge
 from emissions.schedule.propose import write_schedule
-from emissions.tables import write_table
+from emissions.tables import read_table, write_table
 from emissions.uncertainty import STARTUP_ERROR, Interval, combine, unseen
 from tests.emissions.studies import FOLDERS, carbon
 
@@ -99,8 +102,25 @@ def write_example(results: Path, *, zone: str = "DE", gpu: bool = False, small: 
     outputs = {name: example.tables / f"{name}.csv" for name in COMPARISONS}
     scores = [results / "runs" / run["run"] / "fidelity.json" for run in runs]
     write_comparisons(priced, example.plan, scores, outputs, year=2024, pue=1.1)
+    _write_savings(example, ledger, attempts_path, carbon(zone=zone, pue=1.1), acted=not small)
     write_schedule(ledger, example.plan, example.tables / "schedule.csv", carbon(zone=zone, pue=1.1), slack_h=24)
     return example
+
+
+def _write_savings(
+    example: Example, ledger: Path, attempts_path: Path, carbon_section: dict[str, Any], *, acted: bool
+) -> None:
+    """acted: the study was asked for six hours before it began, and its last training paused."""
+    starts, pauses = starts_path(example.results), pauses_path(example.results)
+    if acted:
+        began = datetime(2026, 11, 23, 9, 12, tzinfo=UTC)
+        plan = {"requested_at": utc_text(began - timedelta(hours=6)), "planned_start": utc_text(began)}
+        starts.write_text(json.dumps([plan | {"deadline": utc_text(began + timedelta(hours=9))}]))
+        training = read_table(attempts_path).query("stage == 'train_diffusion'").iloc[-1]
+        ended = parse_utc(training["ended_at"])
+        log = PauseLog(pauses, str(training["attempt_id"]), None)
+        log.ended(ended - timedelta(seconds=30), ended - timedelta(seconds=5))
+    write_savings(ledger, attempts_path, [], starts, pauses, example.tables / "savings.csv", carbon_section)
 
 
 def _plan() -> list[dict[str, Any]]:

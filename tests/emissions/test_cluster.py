@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import psutil
 import pytest
@@ -22,6 +21,7 @@ from emissions import records, retries
 from emissions.job import attempt_folders
 from emissions.meters.base import J_PER_KWH
 from tests.emissions import jobs
+from tests.needs import cannot
 from tests.standins import slurm as slurm_standin
 from tests.standins.hardware import standin_environment
 from tests.standins.slurm import KILL_WAIT_S, TIME_LIMITS_S, Slurm
@@ -73,19 +73,6 @@ def environment(nvml_folder: Path, runtime_folder: Path) -> dict[str, str]:
     watts = ",".join(f"{gpu:g}" for gpu in WATTS)
     more = {"FAKE_NVML_WATTS": watts, "FOOTPRINT_POWERCAP": str(runtime_folder / "none")}
     return standin_environment(nvml_folder, FOOTPRINT_RUNTIME_DIR=str(runtime_folder), **more)
-
-
-def cannot(message: str) -> NoReturn:
-    """A newcomer may do without these tests; the project may not."""
-    if os.environ.get("CI"):
-        pytest.fail(message)
-    pytest.skip(message)
-
-
-@pytest.fixture
-def slurm_packages() -> None:
-    if missing := slurm_standin.missing_packages():
-        cannot(f"no SLURM here; on Debian: apt-get install {' '.join(missing)}")
 
 
 def must_be_root() -> None:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emissions import compare
+from emissions.acting.savings import measure_savings
 from emissions.allocation import EXTENSIVE_COLUMNS, allocate, sample_kind
 from emissions.grid.intensity import AnnualIntensity, intensity_of
 from emissions.grid.local_time import by_local_hour
@@ -287,8 +288,9 @@ def write_tables(tmp_path, plan, **study):
     """Everything that `write_comparisons` reads and writes, for a study of these records (`studies.write_study`)."""
     ledger, attempts = collect(tmp_path, plan, write_study(tmp_path, plan, **study))
     attempts.to_csv(tmp_path / "emissions/attempts.csv", index=False)
-    priced = price_ledger(ledger, intensity_of("DE", 2024), 1.0, attempts=attempts)
-    priced.to_csv(tmp_path / "emissions/priced.csv", index=False)
+    intensity = intensity_of("DE", 2024)
+    price_ledger(ledger, intensity, 1.0, attempts=attempts).to_csv(tmp_path / "emissions/priced.csv", index=False)
+    measure_savings(attempts, intensity, 1.0).to_csv(tmp_path / "emissions/savings.csv", index=False)
     names = ["by_size", "by_resolution", "by_stage", "by_sampler", "by_devices", "by_model", "by_method"]
     names += ["by_zone", "by_season", "by_hour", "fidelity"]
     scores = [tmp_path / "runs" / run / "fidelity.json" for run in plan["run"]]

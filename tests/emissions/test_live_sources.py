@@ -6,18 +6,22 @@ import logging
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from emissions.grid.intensity import intensity_of
+from emissions.acting.signal import StudySignal
+from emissions.grid.choice import intensity_ahead
+from emissions.grid.intensity import GapError, intensity_of
 from emissions.grid.live import SOURCES, LiveSettings, SourceError, forecast, history, history_or_tables
 from emissions.grid.live.factors import FACTORS_G_PER_KWH, STORAGE, UNKNOWN, mix_intensity
 from emissions.grid.zones import find_zone
 from emissions.pricing import mean_intensity_g_per_kwh
 from tests.emissions.live import CASES, DAY, EACH, START, Case, age, expected, mix_g_per_kwh, server, settings
-from tests.standins.grid_server import GridServer, month_grams
+from tests.emissions.studies import carbon
+from tests.standins.grid_server import GridServer, grams, month_grams
 
 __all__ = ["server", "settings"]
 
@@ -373,3 +377,55 @@ def test_the_closed_form_of_these_tests_is_not_that_of_the_code():
     by_hand = (1000 * 820 + 500 * 490 + 2000 * 11 + 800 * 12) / 4300
     assert mix_g_per_kwh(START) == pytest.approx(by_hand)
     assert FACTORS_G_PER_KWH["coal"] == 820.0
+
+
+# --- what a study goes by
+
+
+def study(name: str, zone: str, settings: LiveSettings, *, fallback: bool = True) -> dict[str, Any]:
+    live = {"url": None, "token_file": None, "cache": settings.cache, "max_age_h": 1.0, "timeout_s": settings.timeout_s}
+    return carbon(zone=zone, intensity=name, fallback=fallback, live=live)
+
+
+@pytest.mark.usefixtures("server")
+def test_a_study_looks_ahead_by_the_forecast_and_by_the_tables_after_it(settings: LiveSettings):
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    ahead = intensity_ahead(study("electricity_maps", "DE", settings), now)
+    assert ahead.at(now) == pytest.approx(grams(now))
+    later = now + timedelta(days=9)
+    assert ahead.at(later) == intensity_of("DE", 2024).at(later)
+    assert "for want of" in ahead.source_at(pd.DatetimeIndex([later]))
+    strict = intensity_ahead(study("electricity_maps", "DE", settings, fallback=False), now)
+    with pytest.raises(GapError):
+        strict.at(later)
+
+
+@pytest.mark.parametrize("name", ["electricity_maps", "entsoe"])
+def test_the_tables_stand_in_for_a_forecast_that_fails_or_that_there_is_none_of(
+    name: str, server: GridServer, settings: LiveSettings, caplog: pytest.LogCaptureFixture
+):
+    server.always = "500"
+    now = datetime.now(UTC)
+    assert intensity_ahead(study(name, "DE", settings), now).at(now) == intensity_of("DE", 2024).at(now)
+    assert "stands in" in caplog.text and name in caplog.text
+    with pytest.raises(ValueError, match=name):
+        intensity_ahead(study(name, "DE", settings, fallback=False), now)
+
+
+def test_nothing_stands_in_for_a_forecast_of_another_kind(server: GridServer, settings: LiveSettings):
+    server.always = "500"
+    with pytest.raises(ValueError, match="watttime"):
+        intensity_ahead(study("watttime", "US-CAL-CISO", settings), datetime.now(UTC))
+
+
+def test_a_running_job_asks_a_source_again_when_its_answer_has_aged(server: GridServer, settings: LiveSettings):
+    signal = StudySignal(study("electricity_maps", "DE", settings))
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    assert signal.at(now) == pytest.approx(grams(now))
+    asked = len(server.data_requests)
+    assert signal.at(now + timedelta(minutes=30)) == pytest.approx(grams(now)) and len(server.data_requests) == asked
+    start = now - timedelta(hours=6)
+    assert signal.mean_g_per_kwh(start, start + timedelta(hours=1), start) == pytest.approx(grams(start))
+    age(settings.cache, 2)
+    assert signal.at(now + timedelta(hours=2)) == pytest.approx(grams(now + timedelta(hours=2)))
+    assert len(server.data_requests) > asked + 1

@@ -1,12 +1,15 @@
 """The summary at the end of a study."""
 
 import json
+from datetime import timedelta
 
 import pandas as pd
 import pytest
 
-from emissions.grid.intensity import CREDIT
+from emissions.acting.savings import measure_savings
+from emissions.grid.intensity import CREDIT, intensity_of
 from emissions.pricing import write_prices
+from emissions.records import parse_utc, utc_text
 from emissions.summary import MAX_SAMPLER_LINES, energy_text, mass_text, significant, summarise, summary_text
 from tests.emissions.studies import IN_WINDOW, carbon, collect, make_plan
 from tests.emissions.test_compare import total_kwh, write_tables
@@ -95,6 +98,20 @@ def test_a_zone_without_seasons_says_so(results, tmp_path):
     text = summary_text(tmp_path)
     assert "NA: annual value only: no seasonal data" in text
     assert "PUE 1.5" in text
+
+
+def test_a_study_that_waited_says_what_that_saved(results, tmp_path):
+    plan = make_plan(dims=(2,), resolutions=(32,), sizes=("nano",))
+    write_tables(tmp_path, plan)
+    assert "acted" not in summary_text(tmp_path)
+    attempts = pd.read_csv(tmp_path / "emissions/attempts.csv")
+    planned = parse_utc(attempts["started_at"].min())
+    request = {"requested_at": utc_text(planned - timedelta(hours=5)), "planned_start": utc_text(planned)}
+    savings = measure_savings(attempts, intensity_of("DE", 2024), 1.0, [request])
+    savings.to_csv(tmp_path / "emissions/savings.csv", index=False)
+    text = summary_text(tmp_path)
+    assert "acted       waited 5.0 h: " in text and len(text.splitlines()) < 40
+    assert max(len(line) for line in text.splitlines()) <= 120
 
 
 def test_a_study_that_did_not_run_is_one_clear_error(tmp_path, results):

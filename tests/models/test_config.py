@@ -20,6 +20,11 @@ def test_the_default_config_is_valid():
         ("carbon.pue", 0.9, "`carbon.pue`: 0.9 is less than the minimum of 1"),
         ("images.held_out", 1.5, "`images.held_out`"),
         ("metering.interval_s", 0.01, "`metering.interval_s`"),
+        ("schedule.start", "later", "`schedule.start`: 'later' is not one of"),
+        ("schedule.deadline_h", 0, "`schedule.deadline_h`"),
+        ("schedule.pause_above_g_per_kwh", -1, "`schedule.pause_above_g_per_kwh`"),
+        ("budget.action", "halt", "`budget.action`: 'halt' is not one of"),
+        ("budget.energy_kwh", 0, "`budget.energy_kwh`"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_in_one_line(path, value, told):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -15,6 +16,8 @@ from accelerate.state import AcceleratorState
 
 from models import checkpoint
 from models.autoencode import encode_latents, load_autoencoder, random_crop, train_autoencoder
+from models.control import StoppedError
+from models.loop import LOOK_EVERY_BATCHES
 from models.sample import generate_samples
 from models.train import train_diffusion, train_here
 
@@ -159,7 +162,10 @@ def test_an_autoencoder_credits_all_images_after_resuming_twice(trained, tmp_pat
     second = killed_in_batch(3, "l1_loss", train_autoencoder, *arguments)
     seen = 5 * AUTOENCODER["batch_size"][f"{plan['spatial_dims']}d"]
     resumed = {"images_resumed": seen, "resumed_from": [first["saved_at"], second["saved_at"]]}
-    assert train_autoencoder(*arguments) == {**whole, **resumed}  # images, voxels and operations of all attempts
+    work = train_autoencoder(*arguments)
+    assert work["checkpoints"] > 0 and work["checkpoint_s"] > 0
+    written = {name: work[name] for name in ("checkpoints", "checkpoint_s")}  # by the last attempt
+    assert work == {**whole, **resumed, **written}  # images, voxels and operations of all attempts
 
 
 def test_a_denoiser_credits_all_images_after_resuming_twice(trained, tmp_path):
@@ -180,6 +186,7 @@ def test_several_processes_see_as_many_images_as_one(trained, tmp_path):
     assert work["images_seen"] == DIFFUSION["images"][f"{plan['spatial_dims']}d"]
     assert (work["images_resumed"], work["resumed_from"]) == (0, [])
     assert checkpoint.load(tmp_path / "m.pt")["plan"]["devices"] == 2
+    assert json.loads((tmp_path / "m.json").read_text())["processes"] == 2
 
 
 def test_several_processes_resume_and_tell_from_where(trained, tmp_path):
@@ -190,6 +197,31 @@ def test_several_processes_resume_and_tell_from_where(trained, tmp_path):
     work = train_diffusion(*arguments)
     assert work["images_seen"] == DIFFUSION["images"][f"{plan['spatial_dims']}d"]
     assert (work["images_resumed"], work["resumed_from"]) == (2 * 8, [reached["saved_at"]])
+
+
+@pytest.mark.parametrize("then", ["run", "stop"])
+def test_several_processes_leave_together_and_go_on_or_stop_as_they_are_told(trained, tmp_path, then):
+    folder, plan, _, _ = trained
+    settings = {**DIFFUSION, "images": {"2d": 160, "3d": 160}}
+    control, reached = tmp_path / "control.json", tmp_path / "checkpoint.pt"
+    control.write_text(json.dumps({"state": "pause"}))
+
+    def tell() -> None:
+        while not reached.exists():
+            time.sleep(0.05)
+        control.write_text(json.dumps({"state": then, "reason": "budget"}))
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    paths = (folder / "latents.pt", tmp_path / "m.pt", tmp_path / "m.json", control)
+    if then == "stop":
+        with pytest.raises(StoppedError, match=r"m: stopped \(budget\)"):
+            train_diffusion({**plan, "devices": 2}, settings, TRAINING, *paths)
+        assert checkpoint.load(reached)["images_seen"] == LOOK_EVERY_BATCHES * 8
+    else:
+        work = train_diffusion({**plan, "devices": 2}, settings, TRAINING, *paths)
+        assert (work["images_seen"], work["images_resumed"]) == (160, LOOK_EVERY_BATCHES * 8)
+        assert len(work["resumed_from"]) == 1
 
 
 def test_a_crop_is_a_part_of_the_image():

@@ -11,13 +11,13 @@ TINY = ROOT / "tests/config/tiny.yaml"
 
 
 def snakemake_command(
-    folder: Path, *arguments: str | Path, configs: tuple[Path, ...] = (TINY,)
+    folder: Path, *arguments: str | Path, configs: tuple[Path, ...] = (TINY,), profile: str = "default"
 ) -> tuple[list[str | Path], dict[str, str]]:
     """Command and environment of Snakemake with `folder` as working directory; results land there."""
     targets = [argument for argument in arguments if not str(argument).startswith("-")]
     flags = [argument for argument in arguments if str(argument).startswith("-")]
     command = [sys.executable, "-m", "snakemake", *flags, "--snakefile", ROOT / "Snakefile", "--directory", folder]
-    command += ["--workflow-profile", ROOT / "profiles/default", "--cores", "2"]
+    command += ["--workflow-profile", ROOT / "profiles" / profile, "--cores", "2"]
     command += ["--configfile", BASE, *configs, "--", *targets]
     return command, {**os.environ, "PYTHONPATH": str(ROOT)}
 

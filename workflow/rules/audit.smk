@@ -18,6 +18,7 @@ rule extract_reference_features:
     threads: JOB_THREADS
     resources:
         gpu=1,
+        slurm_extra=begin_of_study,
     params:
         plan=cohort_row,
         settings=config["audit"],
@@ -43,6 +44,7 @@ rule audit_fidelity:
     threads: JOB_THREADS
     resources:
         gpu=1,
+        slurm_extra=begin_of_study,
     params:
         plan=run_row,
         settings=config["audit"],

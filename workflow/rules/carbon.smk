@@ -1,7 +1,7 @@
 """Carbon: from energy to emissions here, elsewhere and at other times. Only this chapter knows a zone.
 
 Needs: results/emissions/ledger.csv and attempts.csv, the power traces, results/plan.csv, the scores of every run.
-Makes: results/emissions/priced.csv, by_*.csv, fidelity.csv, whatif.csv and schedule.csv.
+Makes: results/emissions/priced.csv, by_*.csv, fidelity.csv, whatif.csv, schedule.csv and savings.csv.
 """
 
 COMPARISONS = [
@@ -21,6 +21,7 @@ rule fetch_intensity:
         "results/emissions/logs/fetch_intensity.log",
     localrule: True
     params:
+        starts="results/emissions/starts.json",
         carbon=config["carbon"],
     script:
         "../scripts/fetch_intensity.py"
@@ -92,3 +93,23 @@ rule propose_schedule:
         slack_h=config["schedule"]["slack_h"],
     script:
         "../scripts/propose_schedule.py"
+
+
+rule measure_savings:
+    """Hold what the study emitted, having waited and paused as `schedule` asks, against the same work at once."""
+    input:
+        unpack(intensity_of_study),
+        ledger="results/emissions/ledger.csv",
+        attempts="results/emissions/attempts.csv",
+        traces=all_records(".power.parquet"),
+    output:
+        savings="results/emissions/savings.csv",
+    log:
+        "results/emissions/logs/measure_savings.log",
+    localrule: True
+    params:
+        starts="results/emissions/starts.json",
+        pauses="results/emissions/pauses.jsonl",
+        carbon=config["carbon"],
+    script:
+        "../scripts/measure_savings.py"

@@ -14,6 +14,7 @@ rule fetch_images:
         "results/images/{images}/logs/fetch_images.log",
     resources:
         gpu=0,
+        slurm_extra=begin_of_study,
     params:
         plan=images_row,
         settings={key: config["images"].get(key) for key in ("name", "source", "path")},
@@ -39,6 +40,7 @@ rule prepare_cohort:
     threads: JOB_THREADS
     resources:
         gpu=0,
+        slurm_extra=begin_of_study,
     params:
         plan=cohort_row,
         settings=config["images"],

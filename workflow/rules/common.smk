@@ -1,10 +1,12 @@
 """What the chapters share: the checked config, the plan, and small functions from wildcards to rows of it."""
 
 import hashlib
+from datetime import UTC, datetime
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from emissions.acting.starts import begin_option, finish, wait_for_start
 from emissions.grid.choice import check_carbon
 from models.config import check_config
 from models.plan import COLUMNS, make_plan
@@ -117,6 +119,30 @@ def intensity_of_study(wildcards):
     if chosen == "file":
         return {"intensity": config["carbon"]["file"]["path"]}
     return {"intensity": "results/emissions/intensity.csv"}
+
+
+def begin_of_study(wildcards):
+    """What SLURM is told of a metered job: when the study may begin, once that is planned; "" where it already may."""
+    return begin_option(Path("results"), datetime.now(UTC))
+
+
+def study_starts():
+    """Plan when the study begins, as `schedule` asks, and wait for it where jobs run on this machine.
+
+    Tables and the dashboard wait for nothing: only what is metered does.
+    """
+    if not any("record" in job.output.keys() for job in workflow.dag.needrun_jobs()):
+        return
+    try:
+        wait_for_start(config, Path("results"), holds=workflow.local_exec)
+    except (ValueError, OSError) as error:
+        raise WorkflowError(str(error)) from None
+
+
+def study_ends():
+    """Once everything of the plan is measured, the next request is planned anew."""
+    if all(Path(record).exists() for record in all_records()):
+        finish(Path("results"), datetime.now(UTC))
 
 
 def source_of(*places):

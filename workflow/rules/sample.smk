@@ -17,6 +17,7 @@ rule generate_samples:
     threads: JOB_THREADS
     resources:
         gpu=1,
+        slurm_extra=begin_of_study,
     params:
         plan=run_row,
         batch_size=lambda wildcards: config["sampling"]["batch_size"][

@@ -19,6 +19,7 @@ rule train_autoencoder:
     threads: JOB_THREADS
     resources:
         gpu=1,
+        slurm_extra=begin_of_study,
     params:
         plan=autoencoder_row,
         settings=config["autoencoder"],
@@ -46,6 +47,7 @@ rule encode_latents:
     threads: JOB_THREADS
     resources:
         gpu=1,
+        slurm_extra=begin_of_study,
     params:
         plan=autoencoder_row,
         cohort_dir=cohort_of_autoencoder,
@@ -71,6 +73,7 @@ rule train_diffusion:
     threads: JOB_THREADS
     resources:
         gpu=devices_of_model,
+        slurm_extra=begin_of_study,
     params:
         plan=model_row,
         settings=config["diffusion"],

@@ -7,6 +7,7 @@ with unmetered(snakemake):
     write_live_intensity(
         ledger_path=snakemake.input.ledger,
         attempts_path=snakemake.input.attempts,
+        starts_path=snakemake.params.starts,
         carbon=snakemake.params.carbon,
         intensity_path=snakemake.output.intensity,
     )

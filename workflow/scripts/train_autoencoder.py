@@ -11,5 +11,6 @@ with stage(snakemake) as metered:
         cohort_dir=snakemake.params.cohort_dir,
         autoencoder_path=snakemake.output.autoencoder,
         info_path=snakemake.output.info,
+        control_path=metered.control_file(),
     )
     metered.work(**work)

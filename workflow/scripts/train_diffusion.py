@@ -11,5 +11,6 @@ with stage(snakemake) as metered:
         latents_path=snakemake.input.latents,
         model_path=snakemake.output.model,
         info_path=snakemake.output.info,
+        control_path=metered.control_file(),
     )
     metered.work(**work)
