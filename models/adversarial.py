@@ -6,6 +6,7 @@ gradients, as long as neither loss reaches the other's weights; and checkpoints,
 several processes are those of the loop.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.func import functional_call
 
 from models.losses import CRITERIA, PerceptualLoss, spectral_loss, warm_up
 from models.networks.quantiser import processes
+from models.work import TRAINING_PASSES, count_flops
 
 TERMS = ("l1", "regularisation", "perceptual", "spectral", "adversarial", "discriminator")
 
@@ -100,6 +102,21 @@ class Adversarial(nn.Module):
         generator_loss = criterion.generator(functional_call(discriminator, frozen, (reconstruction,)).float())
         real, fake = discriminator(x).float(), discriminator(reconstruction.detach()).float()  # (N, 1, *patches) each
         return generator_loss, criterion.discriminator(real, fake)
+
+    def flops(self, crop: tuple[int, ...]) -> int:
+        """Operations of one training step for one image of this shape.
+
+        The discriminator is run three times (for the autoencoder; for it on real and reconstructed) and has gradients
+        of inputs once and of weights and inputs twice; the perceptual network is run on both images, with gradients of
+        the reconstruction.
+        """
+        autoencoder = copy.deepcopy(self.autoencoder).eval()  # counting is no step of a codebook
+        total = TRAINING_PASSES * count_flops(autoencoder, (1, 1, *crop))
+        if self.discriminator is not None:
+            total += (3 + 1 + 4) * count_flops(self.discriminator, (1, 1, *crop))
+        if self.perceptual is not None and self.objective.perceptual_weight:
+            total += 3 * self.perceptual.flops(crop)
+        return total
 
     @torch.no_grad()
     def note(self, values: Tensor, images: int) -> None:  # (TERMS,)

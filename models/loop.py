@@ -99,7 +99,7 @@ def train(
         ValueError: if the loss is not finite.
     """
     share = settings.batch_size // accelerator.num_processes
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameter_groups(network), lr=settings.learning_rate, weight_decay=0.0)
     averaged = AveragedModel(network, multi_avg_fn=warmed_up_ema(settings.ema_decay)).to(accelerator.device)
     seen, losses, lineage = 0, [], []
     state = checkpoint.load_if_same(checkpoint_path, identity)
@@ -135,11 +135,13 @@ def train(
         # One stream of noise per process and batch: a resumed training draws what an uninterrupted one would have.
         generator = generator_of(settings.seed, seen, accelerator.process_index)
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * rate(seen, settings)
+            group["lr"] = settings.learning_rate * group.get("rate", 1.0) * rate(seen, settings)
         with accelerator.autocast():
             value = loss(prepared, mine, generator)
         accelerator.backward(value)
-        accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
+        accelerator.unscale_gradients()  # once: `accelerator.clip_grad_norm_` would do it again for each group
+        for group in optimizer.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if settings.ema_decay:
@@ -166,6 +168,16 @@ def train(
     progress.close()
     final = averaged.module if settings.ema_decay else accelerator.unwrap_model(prepared)
     return Trained(final.eval(), seen, resumed, lineage, losses, checkpoints, checkpoint_s)
+
+
+def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """Parameters that are clipped together: all, unless the network has parts that train against each other.
+
+    A network with such parts has a method `parameter_groups`; each group may tell `rate`, its share of the learning
+    rate, and settings of AdamW.
+    """
+    groups: Callable[[], list[dict[str, Any]]] | None = getattr(network, "parameter_groups", None)
+    return groups() if groups else [{"params": list(network.parameters())}]
 
 
 def asked_to_leave(control: Control, accelerator: Accelerator) -> bool:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.audit.features import load_feature_network
+from models.work import count_flops
 
 # Where EfficientNet-Lite0 has halved the image 1, 2, 3, 4 times for the last time: index of the layer in the network.
 FEATURE_LAYERS = (2, 4, 6, 12)
@@ -48,6 +49,16 @@ class PerceptualLoss:
             chosen = torch.randperm(x.shape[2 + axis], generator=generator)[: self.slices].to(x.device)
             parts.append(self.distance(*(slices_across(volume, axis, chosen) for volume in (x, y))))
         return torch.stack(parts).mean()
+
+    def flops(self, shape: tuple[int, ...]) -> int:
+        """Operations of the network on one image or volume of this shape, before any gradient."""
+        if len(shape) == 2:
+            return count_flops(nn.Sequential(*self.network), (1, 3, *shape))
+        total = 0
+        for axis in range(len(shape)) if self.axes is None else self.axes:
+            plane = tuple(side for other, side in enumerate(shape) if other != axis)
+            total += min(self.slices, shape[axis]) * count_flops(nn.Sequential(*self.network), (1, 3, *plane))
+        return total
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean distance of images (N, 1, H, W)."""

@@ -104,7 +104,7 @@ def check_run(factors: Row, config: dict[str, Any]) -> None:
     dims, resolution = f"{factors['spatial_dims']}d", factors["resolution"]
     if factors["size"] not in SIZES:
         raise ValueError(f"matrix.size: {factors['size']} is not one of {', '.join(SIZES)}")
-    halvings = len(config["autoencoder"]["channels"][dims]) - 1
+    halvings = len(config["autoencoder"]["channels"][dims]) - (config["autoencoder"]["kind"] == "kl")
     if resolution % 2**halvings:
         raise ValueError(
             f"matrix.resolution: {resolution} cannot be halved {halvings} times, as autoencoder.channels asks; "

@@ -65,7 +65,7 @@ def generate_samples(
             with autocast(precision):  # not for decoding, where eight bits of mantissa would show as bands
                 latents = sample_latents(denoiser, x.to(device), scheduler, plan["steps"], step_noise, count)
             for latent in latents.float().split(1):  # (1, C, *latent)
-                images.append(autoencoder.decode(latent / state["scale"]).cpu())  # (1, 1, *image)
+                images.append(autoencoder.images_of(latent / state["scale"]).cpu())  # (1, 1, *image)
             progress.tell(len(images))
     progress.close()
     samples = torch.cat(images).clamp(-1, 1).numpy()  # (N, 1, *image)

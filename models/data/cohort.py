@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 import tempfile
 import zlib
@@ -15,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from models.data.readers import read_medmnist, read_volume
+from models.data.sequences import SOURCES as SEQUENCES
+from models.data.sequences import Grid, write_sequences
 from models.data.transforms import (
     PERCENTILES,
     Augment,
@@ -40,9 +43,9 @@ class Cohort:
     """A prepared cohort.
 
     Attributes:
-        train: (N, 1, H, W) or (N, 1, D, H, W) float32 in [-1, 1], memory-mapped. The first
-            `info["images_train"]` are the images themselves; augmented copies of all of them, in the same
-            order, follow.
+        train: (N, 1, [D,] H, W[, T]) float32 in [-1, 1], memory-mapped; with frames if `info["frames"]` is not
+            None. The first `info["images_train"]` are the images themselves; augmented copies of all of them, in the
+            same order, follow.
         heldout: the same layout, never augmented, of other patients.
         info: cohort.json.
     """
@@ -127,8 +130,15 @@ def prepare_cohort(
     manifest = json.loads(Path(manifest_path).read_text(encoding="utf-8"))
     recipe = Recipe.of(images_config, spatial_dims, resolution)
     Path(train_path).parent.mkdir(parents=True, exist_ok=True)
-    with _Writer(Path(train_path).parent, (resolution,) * spatial_dims) as writer:
-        if manifest["source"] == "medmnist":
+    moving = manifest["source"] in SEQUENCES
+    grid = Grid.of(images_config, spatial_dims, resolution) if moving else None
+    shape = grid.shape if grid else (resolution,) * spatial_dims
+    with _Writer(Path(train_path).parent, shape) as writer:
+        if grid:
+            entries = manifest["volumes"]
+            heldout = split_patients([e["patient"] for e in entries], images_config.get("held_out"), recipe.seed)
+            about = write_sequences(entries, heldout, grid, recipe.copies, recipe.augment, recipe.seed, writer.add)
+        elif manifest["source"] == "medmnist":
             about = _write_pictures(manifest, recipe, writer)
         else:
             about = _write_volumes(manifest, recipe, images_config.get("held_out"), writer)
@@ -146,7 +156,8 @@ def prepare_cohort(
         "images": manifest["images"],
         "spatial_dims": spatial_dims,
         "resolution": resolution,
-        "shape": [resolution] * spatial_dims,
+        "shape": list(shape),
+        "frames": grid.frames if grid else None,
         "spacing_mm": about["spacing_mm"],
         "window": about["window"],
         "unit": about["unit"],
@@ -166,7 +177,7 @@ def prepare_cohort(
         cohort, counts["train"], patients["train"], recipe.copies, counts["heldout"], patients["heldout"],
     )  # fmt: skip
     samples = counts["train"] * recipe.copies + counts["heldout"]
-    return {"samples": samples, "voxels": samples * resolution**spatial_dims}
+    return {"samples": samples, "voxels": samples * math.prod(shape)}
 
 
 def split_patients(patients: Sequence[str], held_out: Sequence[str] | float | None, seed: int) -> set[str]:

@@ -11,6 +11,8 @@ from models.data.bundled import CREDIT, fetch_scans
 from models.data.dicom import find_series, looks_like_dicom
 from models.data.folder import list_files
 from models.data.readers import format_of, stem_of
+from models.data.sequences import CREDITS, IN_A_FOLDER, find_sequences
+from models.data.sequences import SOURCES as SEQUENCES
 from models.files import atomic_path
 
 log = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ def fetch_images(images_config: dict[str, Any], manifest_path: str | Path) -> di
 
 
 def find_images(images_config: dict[str, Any]) -> dict[str, Any]:
-    """Find the images of `images.source`: bundled, folder or medmnist.
+    """Find the images of `images.source`: bundled, folder, medmnist, or one of the heart sequences.
 
     Returns:
         {"images", "source", "credit", "patients": [names], "volumes": [{"patient", "format", "files",
@@ -45,10 +47,14 @@ def find_images(images_config: dict[str, Any]) -> dict[str, Any]:
         OSError: the path does not exist or cannot be read, or the bundled images cannot be fetched.
     """
     source = images_config["source"]
-    if source not in ("bundled", "folder", "medmnist"):
-        raise ValueError(f"images.source: {source!r} is not one of bundled, folder, medmnist")
+    known = ("bundled", "folder", "medmnist", *SEQUENCES)
+    if source not in known:
+        raise ValueError(f"images.source: {source!r} is not one of {', '.join(known)}")
     if source == "bundled":
         volumes, credit = _bundled(), CREDIT
+    elif source in SEQUENCES:
+        volumes = find_sequences(images_config)
+        credit = f"images in {Path(images_config['path']).name}" if source in IN_A_FOLDER else CREDITS[source]
     else:
         if not images_config.get("path"):
             raise ValueError(f"images.path: say where the images are, as images.source is {source}")

@@ -22,6 +22,10 @@ from models.sample import generate_samples
 from models.train import train_diffusion, train_here
 
 AUTOENCODER = {
+    "kind": "kl",
+    "perceptual_weight": 0,
+    "spectral_weight": 0,
+    "adversarial_weight": 0,
     "channels": {"2d": [16, 16], "3d": [16, 16]},
     "latent_channels": {"2d": 2, "3d": 2},
     "kl_weight": 1e-6,
