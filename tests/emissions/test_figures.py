@@ -46,7 +46,8 @@ OF_TABLE = {
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
     example = write_example(tmp_path_factory.mktemp("study") / "results")
     tables = {
-        name: read_table(example.tables / f"{name}.csv") for name in (*COMPARISONS, "schedule", "ledger", "attempts")
+        name: read_table(example.tables / f"{name}.csv")
+        for name in (*COMPARISONS, "schedule", "savings", "ledger", "attempts")
     }
     return tables | {"waste": waste_by_stage(tables["by_stage"], tables["ledger"], tables["attempts"])}
 
