@@ -45,10 +45,8 @@ OF_TABLE = {
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
     example = write_example(tmp_path_factory.mktemp("study") / "results")
-    tables = {
-        name: read_table(example.tables / f"{name}.csv")
-        for name in (*COMPARISONS, "schedule", "savings", "ledger", "attempts")
-    }
+    names = (*COMPARISONS, "schedule", "savings", "ledger", "attempts")
+    tables = {name: read_table(example.tables / f"{name}.csv") for name in names}
     return tables | {"waste": waste_by_stage(tables["by_stage"], tables["ledger"], tables["attempts"])}
 
 
