@@ -19,6 +19,7 @@ Accounting:
     grid/, pricing, places      carbon intensity (grid/live: services on the network), and prices here and elsewhere
     work, whatif, extremes      anybody's measured work in all places, months and hours; how far apart those are
     schedule/                   when and where to run it next: one job, the whole study, history replayed
+    acting/                     runs that follow the grid: start, pauses, budget, and what these saved
     phases, allocation, compare shared stages to the runs that needed them, and the comparisons
     waste, breakdown            what was lost, and where an interval comes from
 Telling:

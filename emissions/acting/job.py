@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ class ActingJob:
     """One job of a study that follows the grid or keeps a budget; its record is
     `results/{kind}/{item}/emissions/{stage}.json`.
 
-    Raises ValueError where the study's budget is used up and says stop: nothing has begun then.
+    Raises ValueError where the study's budget is used up and says stop, or the grid cannot be looked at: nothing has
+    begun then.
     """
 
     def __init__(
@@ -73,6 +74,8 @@ def _controller(
     from emissions.acting.signal import StudySignal  # pandas, which other jobs need not load
 
     signal, tables = StudySignal(carbon), results / "emissions"
+    if acting.pause_above_g_per_kwh is not None:
+        signal.at(datetime.now(UTC))  # what is wrong with it is said before the window opens
     budget = Budget(acting, tables / "journal.jsonl", folders, signal.mean_g_per_kwh, carbon["pue"])
     if acting.stops and (spent := budget.over()):
         raise ValueError(f"{spent}: not begun; goes on with a larger budget")

@@ -342,6 +342,12 @@ def test_a_study_whose_budget_is_used_up_begins_nothing(tmp_path: Path) -> None:
     ActingJob(config, tmp_path / "results/models/m/emissions/train.json", [], print)
 
 
+def test_a_job_that_is_to_pause_by_a_signal_without_a_value_does_not_begin(tmp_path: Path) -> None:
+    config = {"carbon": carbon_file(tmp_path, [100.0]), "schedule": {"pause_above_g_per_kwh": 300.0}}
+    with pytest.raises(ValueError, match="no carbon intensity at"):
+        ActingJob(config, tmp_path / "results/models/m/emissions/train.json", [], print)
+
+
 def test_each_budget_is_warned_of_once(tmp_path: Path) -> None:
     told: list[str] = []
     for limit in (1.0, 1.0, 2.0, 2.0):

@@ -45,9 +45,8 @@ OF_TABLE = {
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
     example = write_example(tmp_path_factory.mktemp("study") / "results")
-    tables = {
-        name: read_table(example.tables / f"{name}.csv") for name in (*COMPARISONS, "schedule", "ledger", "attempts")
-    }
+    names = (*COMPARISONS, "schedule", "savings", "ledger", "attempts")
+    tables = {name: read_table(example.tables / f"{name}.csv") for name in names}
     return tables | {"waste": waste_by_stage(tables["by_stage"], tables["ledger"], tables["attempts"])}
 
 
@@ -228,10 +227,15 @@ def test_hours_of_the_day_are_lines_by_season_and_the_years_mean(tables: dict[st
 
 def test_the_place_section_holds_its_ratios_against_what_was_published(tables: dict[str, pd.DataFrame]) -> None:
     section = place_section(tables, "DE")
-    extremes, policies = section.tables
+    extremes, policies, savings = section.tables
     assert [row[4] for row in extremes.rows] == ["up to 94 times"] * 3 + ["up to 50 %"]
     assert {row[5] for row in extremes.rows} <= {"reached", "not reached"}
     assert [row[0] for row in policies.rows] == ["now", "best single start", "whole DAG"]
+    assert {row[0]: row[1] for row in savings.rows}["train_diffusion"] == "1"
+    still = tables["savings"].assign(moved_h=0.0, pauses=0)
+    assert len(place_section(tables | {"savings": still}, "DE").tables) == 2, (
+        "a study that did not act has no table of it"
+    )
 
 
 def test_season_heat_map_of_a_zone_without_months_shows_the_others(tables: dict[str, pd.DataFrame]) -> None:

@@ -118,9 +118,7 @@ def test_a_killed_training_resumes_and_counts_no_image_twice(trained, tmp_path):
     arguments = {"plan": plan, "settings": settings, "training": {**TRAINING, "checkpoint_every_s": 0.01}}
     arguments |= {"latents_path": str(folder / "latents.pt"), "model_path": str(tmp_path / "m.pt")}
     arguments |= {"info_path": str(tmp_path / "m.json")}
-    job = subprocess.Popen([sys.executable, "-m", "models.train"], stdin=subprocess.PIPE, text=True)
-    job.stdin.write(json.dumps(arguments))
-    job.stdin.close()
+    job = subprocess.Popen([sys.executable, "-m", "models.train", json.dumps(arguments)])
     deadline = time.monotonic() + 60
     while not (tmp_path / "checkpoint.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
