@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NoReturn
 
@@ -70,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for register in COMMANDS:
         register(subparsers)
+    for entry in entry_points(group="footprint.commands"):  # what needs networks, where those are installed
+        entry.load()(subparsers)
     return parser
 
 

@@ -136,6 +136,7 @@ def train(
         generator = generator_of(settings.seed, seen, accelerator.process_index)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * group.get("rate", 1.0) * rate(seen, settings)
+        torch.manual_seed(generator.initial_seed() + 1)  # of dropout inside networks, which a resumed training repeats
         with accelerator.autocast():
             value = loss(prepared, mine, generator)
         accelerator.backward(value)

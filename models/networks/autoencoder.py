@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.networks.vqgan import VQGAN, VQGANSize
 
+
 class KLAutoencoder(AutoencoderKL):
     """The variational autoencoder of Rombach et al. 2022, section 3.1, from MONAI; every level but the first halves.
 

@@ -20,7 +20,7 @@ class UNet(nn.Module):
             attention_levels=size.attention,
             num_res_blocks=size.blocks,
             num_head_channels=size.head_channels,
-            norm_num_groups=16,
+            norm_num_groups=size.groups,
             use_flash_attention=True,
         )
 
