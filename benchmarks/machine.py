@@ -1,9 +1,11 @@
-"""What a report says of the machine, and the peak memory of a process."""
+"""What a report says of the machine, the peak memory of a process, and how a report is printed."""
 
+import json
 import os
 import platform
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +37,12 @@ def machine(load_before: float) -> dict[str, Any]:
         "load_before": load_before,
         "load_after": os.getloadavg()[0],
     }
+
+
+def tell(report: dict[str, Any], table: Callable[[dict[str, Any]], str], *, as_json: bool, quick: bool) -> None:
+    """Print a report, as JSON or as its table; figures of a quick run are marked."""
+    report["quick"] = quick
+    if as_json:
+        print(json.dumps(report, indent=1))
+    else:
+        print("QUICK: checks that it runs; its figures mean nothing\n" * quick + table(report))

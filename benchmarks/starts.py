@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.metadata
-import json
 import math
 import multiprocessing
 import os
@@ -29,7 +28,7 @@ import pandas as pd
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, this file finds only its neighbours
 
-from machine import machine, peak_mb  # noqa: E402
+from machine import machine, peak_mb, tell  # noqa: E402, tell
 
 from emissions.grid.intensity import typical_intensity_of  # noqa: E402
 from emissions.grid.zones import all_zones  # noqa: E402
@@ -285,11 +284,7 @@ def main() -> None:
     arguments = parser.parse_args()
     quick = Work(jobs=300, hours=480, zones=3, pandas_jobs=12, cats_jobs=4, cats_zones=2, rounds=1)
     report = measured(quick if arguments.quick else Work())
-    report["quick"] = arguments.quick
-    if arguments.json:
-        print(json.dumps(report, indent=1))
-    else:
-        print("QUICK: checks that it runs; its figures mean nothing\n" * arguments.quick + table(report))
+    tell(report, table, as_json=arguments.json, quick=arguments.quick)
 
 
 if __name__ == "__main__":

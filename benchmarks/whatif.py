@@ -7,7 +7,6 @@ take too long do the first rows only, which is said, and that part of their time
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import multiprocessing
 import os
@@ -27,7 +26,7 @@ import pandas as pd
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, this file finds only its neighbours
 
-from machine import machine, peak_mb  # noqa: E402
+from machine import machine, peak_mb, tell  # noqa: E402, tell
 
 from emissions.grid.intensity import TypicalYearIntensity, intensity_of  # noqa: E402
 from emissions.grid.local_time import by_local_hour  # noqa: E402
@@ -350,11 +349,7 @@ def main() -> None:
         path = Path(folder) / "work.parquet"
         quick = Task(path, rows=500, zones=QUICK_ZONES, join_rows=40, join_hours_rows=5, rounds=1)
         report = measured(quick if arguments.quick else Task(path, rows=arguments.rows))
-    report["quick"] = arguments.quick
-    if arguments.json:
-        print(json.dumps(report, indent=1))
-    else:
-        print("QUICK: checks that it runs; its figures mean nothing\n" * arguments.quick + table(report))
+    tell(report, table, as_json=arguments.json, quick=arguments.quick)
 
 
 if __name__ == "__main__":

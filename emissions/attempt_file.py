@@ -169,7 +169,7 @@ def read_attempt(path: Path) -> Attempt:
                 rows.append(_row(header, content))
             else:
                 events.append(dict(content))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, KeyError):
             events.append({"warning": f"{path.name}:{number}: a reading could not be read and is passed over"})
     return Attempt(path, header, rows, events)
 
