@@ -47,8 +47,11 @@ class ModelCpuMeter:
         return self.tdp_w * (IDLE_SHARE * elapsed_s + (1 - IDLE_SHARE) * self._busy_s / self._cpus)
 
     def interval_j(self, energy_j: float, duration_s: float) -> tuple[float, float]:
-        """Idle (10 % of TDP) to full TDP throughout: nothing is known about the CPU's real power."""
-        return self.tdp_w * IDLE_SHARE * duration_s, self.tdp_w * duration_s
+        """Idle (10 % of TDP) to full TDP throughout: nothing is known about the CPU's real power.
+
+        The energy itself is always inside: a caller's duration and this meter's own differ by what a reading takes.
+        """
+        return min(energy_j, self.tdp_w * IDLE_SHARE * duration_s), max(energy_j, self.tdp_w * duration_s)
 
     def close(self) -> None:
         pass

@@ -41,6 +41,9 @@ def test_cpu_power_is_linear_from_a_tenth_to_all_of_the_tdp(machine: Machine, lo
     machine.run(60.0, load)
     assert meter.read_j() == pytest.approx(watts * 60)
     assert meter.interval_j(watts * 60, 60.0) == pytest.approx((600, 6000))
+    # of an idle machine, with a clock beside the meter's that says a little more or less
+    assert meter.interval_j(599.0, 60.0) == (599.0, pytest.approx(6000))
+    assert meter.interval_j(6001.0, 60.0) == (pytest.approx(600), 6001.0)
     assert meter.idle_w == pytest.approx(10.0)
 
 
