@@ -30,8 +30,9 @@ from models.device import autocast, best_device, resolve_precision
 from models.diffusion.process import ForwardProcess
 from models.diffusion.sampling import make_scheduler, sample_latents
 from models.loop import Training, make_accelerator, train
-from models.networks.autoencoder import build_autoencoder, downsampling
+from models.networks.autoencoder import build_autoencoder
 from models.networks.denoiser import build_denoiser
+from models.networks.sizes import downsampling
 from models.networks.sizes import UNET_SIZES
 from models.networks.unet import UNet
 
@@ -71,7 +72,8 @@ def build_parts(case: Case, config: dict[str, Any]) -> Parts:
     """Networks of the default study with random weights; random images and latents of the right shapes."""
     torch.manual_seed(0)
     settings, device = config["autoencoder"], best_device()
-    latent_shape = (case.resolution // downsampling(case.spatial_dims, settings),) * case.spatial_dims
+    factors = downsampling(case.spatial_dims, f"{case.spatial_dims}d", settings)
+    latent_shape = tuple(case.resolution // factor for factor in factors)
     channels, items = settings["latent_channels"][f"{case.spatial_dims}d"], 2 * case.training_batch
     row = {"family": "unet", "size": case.size}
     denoiser = build_denoiser(row, latent_shape, channels, config["diffusion"]["patch"])

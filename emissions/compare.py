@@ -4,7 +4,8 @@ All are pure functions of the shares (`allocation.allocate`): tables in, table o
 its runs and add up to the ledger. Figures per sample, and the ratio, compare like with like: they rest on the
 runs whose other factors occur in every row of the same dimension (`compared_runs`; where there are none, on
 all runs, and `matched` is false). Figures per sample are sums over sums, so that a mean is weighted by
-samples.
+samples. They are of a run's own samples: what was trained and made to follow masks is in totals, has its own rows
+by stage, and its own table (`adherence_section`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from emissions.allocation import allocate, sample_kind
+from emissions.adherence import adherence
+from emissions.allocation import allocate, without_control
 from emissions.ledger import read_ledger
 from emissions.places import by_hour, by_season, by_zone
 from emissions.pricing import PRICE_COLUMNS
@@ -66,21 +68,21 @@ def by_stage(shares: pd.DataFrame) -> pd.DataFrame:
     """A row per stage and spatial_dims, in the study's order; `share_percent` is of the study's energy.
 
     `wasted_kwh` and `startup_kwh` are inside `energy_kwh`, `metering_kwh` is beside it; each is unknown as soon
-    as one of its rows is. Per sample: this stage's energy over all samples of the dimension. The ratio is to the
-    smallest stage of the dimension.
+    as one of its rows is. Per sample: this stage's energy over all samples of the dimension, or over all that followed
+    masks where the stage is one of theirs. The ratio is to the smallest stage of the dimension.
     """
     stages = {stage: place for place, stage in enumerate(dict.fromkeys(shares["stage"]))}
-    samples = shares.groupby("spatial_dims")["samples"].sum()
+    made = shares.groupby(["spatial_dims", "control"])["samples"].sum()
     rows = []
     for (stage, dims), group in _groups(shares, ["stage", "spatial_dims"]):
-        phase = group["phase"].iloc[0]
+        phase, samples = group["phase"].iloc[0], made[dims, group["control"].iloc[0]]
         totals = _totals(group)
         rows.append(
             {
                 "stage": stage,
                 "phase": phase,
                 "spatial_dims": dims,
-                "sample_kind": sample_kind(dims),
+                "sample_kind": group["sample_kind"].iloc[0],
                 "items": group["item"].nunique(),
                 "runs": group["run"].nunique(),
                 "duration_s": group["duration_s"].sum(),
@@ -88,8 +90,8 @@ def by_stage(shares: pd.DataFrame) -> pd.DataFrame:
                 **{column: group[column].sum(skipna=False) for column in ("wasted_kwh", "startup_kwh", "metering_kwh")},
                 "share_percent": 100 * _over(totals["energy_kwh"], shares["energy_kwh"].sum()),
                 **totals,
-                "samples": int(samples[dims]),
-                **_per_sample(totals | {"generation_g": _generation(group, "emissions_g")}, samples[dims]),
+                "samples": int(samples),
+                **_per_sample(totals | {"generation_g": _generation(group, "emissions_g")}, samples),
             }
         )
     table = pd.DataFrame(rows)
@@ -102,9 +104,10 @@ def by_model(shares: pd.DataFrame) -> pd.DataFrame:
 
     `training_kwh` is the model's whole training, with its part of the autoencoder, and stands in each of its
     rows. Figures per sample leave starting up out, which a run pays once however many samples it makes; columns that
-    start with `extrapolated_` assume that the rest grows linearly with them.
+    start with `extrapolated_` assume that the rest grows linearly with them. Without what follows masks.
     """
-    factors = ["model", "family", "size", "spatial_dims", "resolution", "devices", "seed"]
+    shares = without_control(shares)
+    factors = ["model", "family", "size", "spatial_dims", "sample_kind", "resolution", "devices", "seed"]
     training = shares[shares["phase"] == "training"].groupby("model")[["energy_kwh", "emissions_g"]].sum()
     made = shares[shares["phase"] == "generation"]
     made = made.assign(**{f"window_{unit}": _in_window(made, column) for unit, column in _GENERATED.items()})
@@ -112,7 +115,6 @@ def by_model(shares: pd.DataFrame) -> pd.DataFrame:
         ["energy_kwh", "emissions_g", "samples", "window_kwh", "window_g"]
     ].sum()
     table = table.rename(columns={"energy_kwh": "generation_kwh", "emissions_g": "generation_g"})
-    table.insert(4, "sample_kind", table["spatial_dims"].map(sample_kind))
     table["training_kwh"] = training["energy_kwh"].reindex(table["model"]).to_numpy()
     table["training_g"] = training["emissions_g"].reindex(table["model"]).to_numpy()
     samples = table["samples"].where(table["samples"] > 0)
@@ -153,12 +155,13 @@ def fidelity(shares: pd.DataFrame, scores: Mapping[str, Mapping[str, Any]]) -> p
     for run, group in shares.groupby("run", sort=False):
         if run not in scores:
             raise ValueError(f"run {run} has no fidelity.json: run audit_fidelity")
+        group = without_control(group)
         totals, samples = _totals(group), group["samples"].sum()
         first = group.iloc[0]
         ours = {
             "run": run,
             **{column: first[column] for column in ("model", *FACTOR_COLUMNS)},
-            "sample_kind": sample_kind(first["spatial_dims"]),
+            "sample_kind": first["sample_kind"],
             "samples": int(samples),
             "generation_kwh_per_sample": _over(_generation(group, "energy_kwh"), samples),
             **_per_sample(totals | {"generation_g": _generation(group, "emissions_g")}, samples),
@@ -168,6 +171,17 @@ def fidelity(shares: pd.DataFrame, scores: Mapping[str, Mapping[str, Any]]) -> p
     return pd.DataFrame(rows)
 
 
+def motion(plan: pd.DataFrame, scores: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """How the sequences of each run move: its factors and what its motion.json says.
+
+    scores: run -> the content of its motion.json. Raises ValueError naming a run without scores.
+    """
+    if missing := [run for run in plan["run"] if run not in scores]:
+        raise ValueError(f"run {missing[0]} has no motion.json: run audit_motion")
+    factors = ["run", "model", "cohort", *FACTOR_COLUMNS]
+    return pd.DataFrame([{**scores[row["run"]], **row} for row in plan[factors].to_dict("records")])
+
+
 def write_comparisons(
     priced_path: str | Path,
     plan_path: str | Path,
@@ -175,17 +189,21 @@ def write_comparisons(
     outputs: Mapping[str, str | Path],
     year: int,
     pue: float,
+    motion_paths: Iterable[str | Path] = (),
+    adherence_paths: Iterable[str | Path] = (),
 ) -> None:
     """Read the priced ledger, the plan and the scores, and write each table to its path in `outputs`, by its
     name.
 
-    Raises ValueError or OSError naming the file.
+    motion_paths: motion.json of each run, in a study of sequences. adherence_paths: adherence.json of each run, in a
+    study with masks. Raises ValueError or OSError naming the file.
     """
     ledger = read_ledger(priced_path)
     missing = [column for column in PRICE_COLUMNS if column not in ledger.columns]
     if missing:
         raise ValueError(f"{priced_path}: has no column {', '.join(missing)}")
-    shares = allocate(ledger, read_table(plan_path, required=("run", "model", *FACTOR_COLUMNS)))
+    plan = read_table(plan_path, required=("run", "model", *FACTOR_COLUMNS))
+    shares = allocate(ledger, plan)
     tables = {
         "by_size": by_size(shares),
         "by_resolution": by_resolution(shares),
@@ -199,18 +217,25 @@ def write_comparisons(
         "by_hour": by_hour(shares, year, pue),
         "fidelity": fidelity(shares, read_scores(fidelity_paths)),
     }
+    if scores := read_scores(motion_paths, "audit_motion"):
+        tables["motion"] = motion(plan, scores)
+    if scores := read_scores(adherence_paths, "audit_adherence"):
+        tables["adherence"] = adherence(shares, scores)
     for name, table in tables.items():
         write_table(table, outputs[name])
 
 
-def read_scores(fidelity_paths: Iterable[str | Path]) -> dict[str, dict[str, Any]]:
-    """Run -> content of its `{run}/fidelity.json`. Raises ValueError or OSError naming the file."""
+def read_scores(paths: Iterable[str | Path], stage: str = "audit_fidelity") -> dict[str, dict[str, Any]]:
+    """Run -> content of its file, `{run}/fidelity.json` or another, that a stage wrote.
+
+    Raises ValueError or OSError naming the file.
+    """
     scores = {}
-    for path in map(Path, fidelity_paths):
+    for path in map(Path, paths):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:  # not JSON, or not text
-            raise ValueError(f"{path}: not JSON ({error}); delete it and run audit_fidelity again") from error
+            raise ValueError(f"{path}: not JSON ({error}); delete it and run {stage} again") from error
         if not isinstance(content, dict):
             raise ValueError(f"{path}: expected a JSON object with the run's scores")
         scores[path.parent.name] = content
@@ -219,22 +244,23 @@ def read_scores(fidelity_paths: Iterable[str | Path]) -> dict[str, dict[str, Any
 
 def _by_factor(shares: pd.DataFrame, levels: list[str], ratio_of: str = "emissions_g_per_sample") -> pd.DataFrame:
     rows = []
-    for (dims,), of_dims in _groups(shares, ["spatial_dims"]):
+    for _, of_dims in _groups(shares, ["spatial_dims"]):
         compared, matched = _comparable_runs(of_dims, levels)
         for values, group in _groups(of_dims, levels):
-            alike = group[group["run"].isin(compared)]
+            own = without_control(group)
+            alike = own[own["run"].isin(compared)]
             samples, totals = alike["samples"].sum(), _totals(alike)
             bounds = {f"generation{b}_g": _generation(alike, f"emissions{b}_g") for b in ("", "_low", "_high")}
             made = alike[alike["phase"] == "generation"]
             rows.append(
                 {
                     **dict(zip(levels, values, strict=True)),
-                    "sample_kind": sample_kind(dims),
+                    "sample_kind": group["sample_kind"].iloc[0],
                     "runs": group["run"].nunique(),
                     "compared_runs": alike["run"].nunique(),
                     "matched": matched,
                     **_totals(group),
-                    "samples": int(group["samples"].sum()),
+                    "samples": int(own["samples"].sum()),
                     "seconds_per_sample": _over(made["duration_s"].sum(), samples),
                     "energy_kwh_per_sample": _over(totals["energy_kwh"], samples),
                     "generation_kwh_per_sample": _over(_generation(alike, "energy_kwh"), samples),

@@ -17,6 +17,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from emissions.acting.savings import SAVINGS_COLUMNS
+from emissions.adherence import DICE
+from emissions.allocation import dims_name
 from emissions.charts import Section
 from emissions.compare import EXTRAPOLATED_SAMPLES
 from emissions.equivalents import CAR_G_PER_KM, CAR_SOURCE, car_km
@@ -29,11 +31,10 @@ from emissions.figures.theme import (
     mass_text,
     rows_of,
     significant,
-    unit_name,
 )
 from emissions.files import atomic_path
 from emissions.findings import plural, range_text
-from emissions.gallery import by_folder, patients_text, read_cohort, shown_cohorts
+from emissions.gallery import by_folder, kind_of, patients_text, read_cohort, shown_cohorts
 from emissions.grid.intensity import CREDIT
 from emissions.grid.zones import find_zone
 from emissions.ledger import read_ledger
@@ -72,15 +73,18 @@ def build_dashboard(
     real_pictures: Iterable[str | Path],
     title: str,
     out_path: str | Path,
+    controlled_pictures: Iterable[str | Path] = (),
 ) -> None:
     """Write the page.
 
     Args:
-        tables_dir: `results/emissions`, with ledger.csv, attempts.csv, priced.csv, schedule.csv, savings.csv, by_*.csv.
+        tables_dir: `results/emissions`, with ledger.csv, attempts.csv, priced.csv, schedule.csv, savings.csv, by_*.csv
+            and, where the plan has frames, motion.csv; where samples followed masks, adherence.csv.
         plan: plan.csv, one row a run.
         cohorts: `results/cohorts/{cohort}/cohort.json` of each cohort.
         pictures: `results/runs/{run}/samples.png` of each run.
         real_pictures: `results/cohorts/{cohort}/real.png` of each cohort.
+        controlled_pictures: `results/runs/{run}/controlled.png` of each run, where samples followed masks.
 
     Raises:
         ValueError: a table, picture or cohort that does not say what it should, with its name.
@@ -96,9 +100,14 @@ def build_dashboard(
     if priced.empty:
         raise ValueError(f"{folder / 'priced.csv'}: has no rows; run the study first")
     runs = read_table(plan, required=("run", "model", "cohort"))
+    if "frames" in runs and runs["frames"].any():
+        tables["motion"] = read_table(folder / "motion.csv", required=("run", "temporal_coherence"))
+    if (priced["stage"] == "audit_adherence").any():
+        tables["adherence"] = read_table(folder / "adherence.csv", required=("run", *DICE))
     infos = [read_cohort(path) for path in cohorts]
     sections = all_sections(tables, study_zone=str(priced["zone"].iloc[0]))
-    shown = shown_cohorts(infos, runs, tables["fidelity"], by_folder(pictures), by_folder(real_pictures))
+    found = (by_folder(paths) for paths in (pictures, real_pictures, controlled_pictures))
+    shown = shown_cohorts(infos, runs, tables["fidelity"], *found)
     price = price_data(priced, tables["by_zone"], tables["by_season"])
     page = _render(_context(title, priced, runs, infos, tables, sections, shown, price), sections, price)
     if len(page.encode()) > MAX_BYTES:
@@ -207,10 +216,10 @@ def _lead(priced: pd.DataFrame, runs: pd.DataFrame, by_model: pd.DataFrame, pric
     known = by_model[by_model["break_even_samples"] > 0]
     if known.empty:
         return text
-    dims = int(known["spatial_dims"].max())
-    times = EXTRAPOLATED_SAMPLES / known.loc[known["spatial_dims"] == dims, "break_even_samples"]
+    largest = known[known["spatial_dims"] == known["spatial_dims"].max()]
+    times = EXTRAPOLATED_SAMPLES / largest["break_even_samples"]
     return (
-        f"{text} By extrapolation, {EXTRAPOLATED_SAMPLES:,} {unit_name(dims)}s would take "
+        f"{text} By extrapolation, {EXTRAPOLATED_SAMPLES:,} {largest['sample_kind'].iloc[0]}s would take "
         f"{range_text(times)} times the energy of training the model that makes them."
     )
 
@@ -233,7 +242,8 @@ def _images_text(infos: list[dict[str, Any]]) -> str:
     """The patients behind each dimension: "2D: 4 patients in training, 1 held out"."""
     texts: dict[str, list[str]] = {}
     for info in sorted(infos, key=lambda info: info["spatial_dims"]):
-        texts.setdefault(patients_text(info), []).append(f"{info['spatial_dims']}D")
+        dims = dims_name(info["spatial_dims"], kind_of(info))
+        texts.setdefault(patients_text(info), []).append(dims)
     return "; ".join(f"{' and '.join(dict.fromkeys(dims))}: {text}" for text, dims in texts.items())
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from emissions.allocation import dims_name
 from emissions.breakdown import energy_parts
 from emissions.compare import EXTRAPOLATED_SAMPLES
 from emissions.figures.cost import sampler_label
@@ -24,7 +25,6 @@ from emissions.figures.theme import (
     shape_name,
     significant,
     stage_name,
-    unit_name,
 )
 from emissions.waste import ended_early, outcomes_text
 
@@ -52,8 +52,8 @@ def training_against_generation(by_model: pd.DataFrame) -> str:
     if known.empty:
         return "No model has been both trained and sampled."
     sentences = []
-    for dims, group in groups_of(known, "spatial_dims"):
-        kind = unit_name(dims)
+    for _, group in groups_of(known, "spatial_dims"):
+        kind = group["sample_kind"].iloc[0]
         times = group["generation_kwh_per_sample"] * EXTRAPOLATED_SAMPLES / group["training_kwh"]
         sentences.append(
             f"{EXTRAPOLATED_SAMPLES:,} {kind}s would take {range_text(times)} times the energy of training"
@@ -67,8 +67,8 @@ def break_even(by_model: pd.DataFrame) -> str:
         return "No model has been both trained and sampled."
     early = int((known["break_even_samples"] < EXTRAPOLATED_SAMPLES).sum())
     spans = [
-        f"{range_text(group['break_even_samples'])} {unit_name(dims)}s"
-        for dims, group in groups_of(known, "spatial_dims")
+        f"{range_text(group['break_even_samples'])} {group['sample_kind'].iloc[0]}s"
+        for _, group in groups_of(known, "spatial_dims")
     ]
     return (
         f"Generating has cost as much as training after {' or '.join(spans)}. In {early} of {len(known)} "
@@ -87,13 +87,13 @@ def _widest(table: pd.DataFrame, column: str) -> tuple[pd.Series, pd.Series] | N
 
 def by_size(table: pd.DataFrame) -> str:
     sentences = []
-    for dims, group in groups_of(table, "spatial_dims"):
+    for _, group in groups_of(table, "spatial_dims"):
         ends = _widest(group, "generation_g_per_sample")
         if ends is None:
             continue
         low, high = ends
         ratio = high["generation_g_per_sample"] / low["generation_g_per_sample"]
-        kind = a_unit(dims)
+        kind = a_unit(high["sample_kind"])
         sentences.append(
             f"{kind.capitalize()} from {family_name(high['family'])} {high['size']} costs "
             f"{ratio_text(ratio)} what one from {family_name(low['family'])} {low['size']} does."
@@ -109,10 +109,11 @@ def by_resolution(table: pd.DataFrame) -> str:
             continue
         low, high = ordered.iloc[0], ordered.iloc[-1]
         ratio = high["generation_g_per_sample"] / low["generation_g_per_sample"]
-        cells = (high["resolution"] / low["resolution"]) ** int(dims)
+        kind = high["sample_kind"]  # slices and frames of sequences do not grow with resolution
+        cells = (high["resolution"] / low["resolution"]) ** (2 if kind == "sequence" else int(dims))
         cell = "pixels" if dims == 2 else "voxels"
         sentences.append(
-            f"From {shape_name(dims, low['resolution'])} to {shape_name(dims, high['resolution'])}, "
+            f"From {shape_name(dims, low['resolution'], kind)} to {shape_name(dims, high['resolution'], kind)}, "
             f"{significant(cells, 2)} times the {cell} cost {ratio_text(ratio)} as much."
         )
     return " ".join(sentences) or "Each dimension has one resolution: add another to the matrix to compare."
@@ -127,8 +128,8 @@ def by_sampler(table: pd.DataFrame) -> str:
         low, high = ends
         ratio = high["generation_g_per_sample"] / low["generation_g_per_sample"]
         sentences.append(
-            f"In {dims}D, {sampler_name(high['sampler'])} with {high['steps']} steps costs "
-            f"{ratio_text(ratio)} as much as {sampler_name(low['sampler'])} with {low['steps']}."
+            f"In {dims_name(dims, high['sample_kind'])}, {sampler_name(high['sampler'])} with {high['steps']} steps "
+            f"costs {ratio_text(ratio)} as much as {sampler_name(low['sampler'])} with {low['steps']}."
         )
     return " ".join(sentences) or "The study has one sampler: add another to its matrix to compare."
 
@@ -141,8 +142,8 @@ def by_devices(table: pd.DataFrame) -> str:
             low, high = ends
             ratio = high["emissions_g_per_sample"] / low["emissions_g_per_sample"]
             sentences.append(
-                f"In {dims}D, {plural(int(high['devices']), 'device')} cost {ratio_text(ratio)} as much a "
-                f"sample as {plural(int(low['devices']), 'device')}, training included."
+                f"In {dims_name(dims, high['sample_kind'])}, {plural(int(high['devices']), 'device')} cost "
+                f"{ratio_text(ratio)} as much a sample as {plural(int(low['devices']), 'device')}, training included."
             )
     return " ".join(sentences) or "Each dimension ran on one number of devices."
 
@@ -214,7 +215,7 @@ def fidelity(table: pd.DataFrame) -> str:
         return f"No run has an {FID_NAME}: there were too few samples."
     best = frontier(known)
     closest, cheapest = best.iloc[-1], best.iloc[0]
-    price = f"{mass_text(closest['generation_g_per_sample'])} {a_unit(closest['spatial_dims'])}"
+    price = f"{mass_text(closest['generation_g_per_sample'])} {a_unit(closest['sample_kind'])}"
     text = f"Closest to the held-out images: {_run_name(closest)}, at {price}"
     if len(best) == 1:
         return f"{text}, which is also the cheapest."

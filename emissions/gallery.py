@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
+from emissions.allocation import dims_name, sample_kind
 from emissions.figures.cost import sampler_label
 from emissions.figures.quality import FID_NAME
 from emissions.figures.theme import (
@@ -22,7 +23,6 @@ from emissions.figures.theme import (
     shape_name,
     significant,
     size_rank,
-    unit_name,
 )
 from emissions.findings import plural
 
@@ -71,27 +71,57 @@ def patients_text(info: Mapping[str, Any]) -> str:
     return f"{plural(info['patients_train'], 'patient')} in training, {info['patients_heldout']:,} held out"
 
 
+# Pictures side by side on the page; strips of frames are wide.
+_COLUMNS = {"image": (3, 4, 5), "volume": (2, 3), "sequence": (1,)}
+
+
+def kind_of(info: Mapping[str, Any]) -> str:
+    """What an image of a cohort is called, by its cohort.json."""
+    return sample_kind(info["spatial_dims"], info.get("frames") or 0)
+
+
+def _shape_text(info: Mapping[str, Any]) -> str:
+    """A cohort's shape; of sequences, which need not be as long as they are wide, all sides."""
+    kind = kind_of(info)
+    if kind == "sequence":
+        sides = " \N{MULTIPLICATION SIGN} ".join(map(str, info["shape"]))
+        return f"{dims_name(info['spatial_dims'], kind)} {sides}"
+    return shape_name(info["spatial_dims"], info["resolution"], kind)
+
+
+def _made_up(info: Mapping[str, Any]) -> bool:
+    """Whether none of a cohort's images is of a patient as acquired."""
+    patients = info.get("patients", [])
+    return bool(patients) and all(patient.get("synthetic") for patient in patients)
+
+
 def shown_cohorts(
     infos: list[dict[str, Any]],
     runs: pd.DataFrame,
     fidelity: pd.DataFrame,
     pictures: Mapping[str, Path],
     real: Mapping[str, Path],
+    controlled: Mapping[str, Path],
 ) -> list[dict[str, Any]]:
-    """Each cohort with its real picture, then its runs' by family, size and sampler."""
+    """Each cohort with its real picture, then its runs' by family, size and sampler, those with masks last."""
     scores = fidelity.set_index("run").to_dict("index") if len(fidelity) else {}
     shown = []
     for info in sorted(infos, key=lambda info: (info["spatial_dims"], info["resolution"])):
-        cohort, dims = info["cohort"], info["spatial_dims"]
-        kind = unit_name(dims)
+        cohort, kind = info["cohort"], kind_of(info)
         own = runs[(runs["cohort"] == cohort) & runs["run"].isin(list(pictures))]
         own = own.assign(rank=own["size"].map(size_rank)).sort_values(
             ["family", "rank", "sampler", "steps"], ascending=[False, True, True, True]
         )
+        drawn = [_picture(row, pictures[row["run"]], scores, kind) for row in own.to_dict("records")]
+        drawn += [
+            {"label": _label(row), "caption": "masks, and samples to follow them", "source": picture_source(path)}
+            for row in own.to_dict("records")
+            if (path := controlled.get(row["run"]))
+        ]
         left_out = [f"{patient['patient']} ({patient['reason']})" for patient in info.get("skipped", [])]
         shown.append(
             {
-                "title": f"{info['images'].upper()} in {shape_name(dims, info['resolution'])}",
+                "title": f"{info['images'].upper()} in {_shape_text(info)}",
                 "patients": f"{patients_text(info)}: {plural(info['images_train'], kind)} in training and "
                 f"{plural(info['images_heldout'], kind)} held out."
                 + (
@@ -101,10 +131,11 @@ def shown_cohorts(
                 )
                 + (f" Left out: {', '.join(left_out)}." if left_out else ""),
                 "real": picture_source(real[cohort]) if cohort in real else None,
+                "real_name": "Synthetic originals" if _made_up(info) else "Real",
                 "real_caption": patients_text(info),
-                "volumes": dims > 2,
-                "columns": _columns(len(own) + (cohort in real), (2, 3) if info["spatial_dims"] > 2 else (3, 4, 5)),
-                "pictures": [_picture(row, pictures[row["run"]], scores) for row in own.to_dict("records")],
+                "volumes": kind != "image",
+                "columns": _columns(len(drawn) + (cohort in real), _COLUMNS[kind]),
+                "pictures": drawn,
             }
         )
     return shown
@@ -115,15 +146,19 @@ def _columns(count: int, choices: Iterable[int]) -> int:
     return min(choices, key=lambda columns: (-count % columns, -columns))
 
 
-def _picture(row: dict[str, Any], path: Path, scores: Mapping[Any, Mapping[Any, Any]]) -> dict[str, str]:
+def _label(row: Mapping[Any, Any]) -> str:
+    return f"{family_name(row['family'])} {row['size']}, {sampler_label(row['sampler'], row['steps'])}"
+
+
+def _picture(row: dict[str, Any], path: Path, scores: Mapping[Any, Mapping[Any, Any]], kind: str) -> dict[str, str]:
     score = scores.get(row["run"], {})
     parts = []
     if has_value(score.get("generation_g_per_sample")):
-        parts.append(f"{mass_text(score['generation_g_per_sample'])} {a_unit(row['spatial_dims'])}")
+        parts.append(f"{mass_text(score['generation_g_per_sample'])} {a_unit(kind)}")
     if has_value(score.get("fid_efficientnet_lite0")):
         parts.append(f"{FID_NAME} {significant(score['fid_efficientnet_lite0'])}")
     return {
-        "label": f"{family_name(row['family'])} {row['size']}, {sampler_label(row['sampler'], row['steps'])}",
+        "label": _label(row),
         "caption": "; ".join(parts),
         "source": picture_source(path),
     }

@@ -11,6 +11,7 @@ from typing import NamedTuple
 class Phase(NamedTuple):
     phase: str  # data, training, generation or audit
     key: str  # the plan column whose values are the stage's items
+    control: bool = False  # of the branch that follows masks: no part of what a run's own samples cost
 
 
 STAGES = {
@@ -22,6 +23,10 @@ STAGES = {
     "train_diffusion": Phase("training", "model"),
     "generate_samples": Phase("generation", "run"),
     "audit_fidelity": Phase("audit", "run"),
+    "audit_motion": Phase("audit", "run"),
+    "train_control": Phase("training", "model", control=True),
+    "generate_controlled": Phase("generation", "run", control=True),
+    "audit_adherence": Phase("audit", "run", control=True),
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from emissions.allocation import sample_kind
+from emissions.allocation import without_control
 from emissions.equivalents import car_km
 from emissions.grid.intensity import NO_SEASONS, annual_intensity_of, typical_intensity_of
 from emissions.grid.local_time import by_local_hour
@@ -18,8 +18,8 @@ from emissions.pricing import check_pue, operational_emissions_g
 def by_zone(shares: pd.DataFrame, year: int, pue: float) -> pd.DataFrame:
     """The study's total at the annual mean of each of the 352 zones that have one, cleanest first.
 
-    shares: `allocation.allocate`. Per image and per volume: all emissions of the 2D (3D) runs over their
-    samples. Raises ValueError for a PUE below 1.
+    shares: `allocation.allocate`. Per image and per volume, or per sequence: all emissions of
+    such runs over their samples. Raises ValueError for a PUE below 1.
     """
     check_pue(pue)
     low, energy, high = (shares[f"energy{bound}_kwh"].sum() for bound in ("_low", "", "_high"))
@@ -140,10 +140,14 @@ def _mean_of(months: np.ndarray) -> np.ndarray:
 
 
 def _energy_per_sample(shares: pd.DataFrame) -> dict[str, float]:
-    """kWh per image and per volume: everything that the runs of that kind took over the samples they made."""
-    kinds = shares["spatial_dims"].map(sample_kind)
+    """kWh per image and per volume, or per sequence: all that the runs of that kind took over the samples they made.
+
+    Without what was trained and made to follow masks.
+    """
+    shares = without_control(shares)
+    sequences = (shares["sample_kind"] == "sequence").any()
     per_sample = {}
-    for kind in ("image", "volume"):
-        energy, samples = shares.loc[kinds == kind, ["energy_kwh", "samples"]].sum()
+    for kind in ("sequence",) if sequences else ("image", "volume"):
+        energy, samples = shares.loc[shares["sample_kind"] == kind, ["energy_kwh", "samples"]].sum()
         per_sample[kind] = energy / samples if samples else float("nan")
     return per_sample

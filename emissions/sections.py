@@ -5,6 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from emissions import figures, findings
+from emissions.adherence_section import adherence_section
+from emissions.allocation import dims_name
 from emissions.charts import Chart, Columns, Section, text_table
 from emissions.figures.quality import FID_NAME
 from emissions.figures.theme import (
@@ -20,6 +22,7 @@ from emissions.figures.theme import (
     stage_name,
 )
 from emissions.methods_section import methods_section
+from emissions.motion_section import motion_tables
 from emissions.places_section import place_section
 
 _PER_SAMPLE: Columns = {
@@ -31,20 +34,22 @@ _PER_SAMPLE: Columns = {
     "samples": ("Samples", count_text),
     "ratio_to_smallest": ("Ratio", significant),
 }
-_DIMS: Columns = {"spatial_dims": ("Dimensions", lambda dims: f"{int(dims)}D")}
+_DIMS: Columns = {"dims": ("Dimensions", str)}
 
 
 def all_sections(tables: dict[str, pd.DataFrame], study_zone: str) -> list[Section]:
     """Sections in the order of the page, of the tables that `dashboard.build_dashboard` reads."""
+    seen = "sequences" if "motion" in tables else "images"
     return [
         training_section(tables["by_model"]),
         choices_section(tables),
         place_section(tables, study_zone),
-        quality_section(tables["fidelity"]),
+        quality_section(tables["fidelity"], tables.get("motion")),
+        *([adherence_section(tables["adherence"])] if "adherence" in tables else []),
         Section(
             "images",
-            "Real and generated images",
-            "What the grams bought: generated images beside real ones of the same cohort.",
+            f"Real and generated {seen}",
+            f"What the grams bought: generated {seen} beside real ones of the same cohort.",
         ),
         methods_section(tables),
     ]
@@ -53,7 +58,7 @@ def all_sections(tables: dict[str, pd.DataFrame], study_zone: str) -> list[Secti
 def training_section(by_model: pd.DataFrame) -> Section:
     named = by_model.assign(
         name=[f"{family_name(row.family)} {row.size}" for row in rows_of(by_model)],
-        shape=[shape_name(row.spatial_dims, row.resolution) for row in rows_of(by_model)],
+        shape=[shape_name(row.spatial_dims, row.resolution, row.sample_kind) for row in rows_of(by_model)],
         way=[f"{sampler_name(row.sampler)}, {row.steps}" for row in rows_of(by_model)],
     )
     table = text_table(
@@ -93,7 +98,10 @@ def training_section(by_model: pd.DataFrame) -> Section:
 
 
 def choices_section(tables: dict[str, pd.DataFrame]) -> Section:
-    size, resolution, sampler = tables["by_size"], tables["by_resolution"], tables["by_sampler"]
+    size, resolution, sampler, stage, devices = (
+        tables[name].assign(dims=[dims_name(row.spatial_dims, row.sample_kind) for row in rows_of(tables[name])])
+        for name in ("by_size", "by_resolution", "by_sampler", "by_stage", "by_devices")
+    )
     named = size.assign(name=[f"{family_name(row.family)} {row.size}" for row in rows_of(size)])
     of_size: Columns = {
         **_DIMS,
@@ -146,16 +154,17 @@ def choices_section(tables: dict[str, pd.DataFrame]) -> Section:
         Chart(
             "stage",
             "Stage by stage",
-            findings.by_stage(tables["by_stage"]),
-            figures.by_stage(tables["by_stage"]),
-            text_table(tables["by_stage"].assign(stage=tables["by_stage"]["stage"].map(stage_name)), of_stage),
+            findings.by_stage(stage),
+            figures.by_stage(stage),
+            text_table(stage.assign(stage=stage["stage"].map(stage_name)), of_stage),
             shape="wide",
         ),
     ]
-    if tables["by_devices"]["devices"].nunique() > 1:
-        charts.insert(-1, _devices_chart(tables["by_devices"]))
+    if devices["devices"].nunique() > 1:
+        charts.insert(-1, _devices_chart(devices))
+    each = "sequence" if "motion" in tables else "image and per volume"
     intro = (
-        "Grams of CO₂e per image and per volume, at the study's own grid and hours. To generate one: without starting "
+        f"Grams of CO₂e per {each}, at the study's own grid and hours. To generate one: without starting "
         "up, which a run pays once."
     )
     return Section("choices", "What each choice costs", intro, charts)
@@ -180,7 +189,8 @@ def _matched_note(*comparisons: pd.DataFrame) -> str:
     return "Where a study has no runs alike in everything else, rows compare all of its runs."
 
 
-def quality_section(fidelity: pd.DataFrame) -> Section:
+def quality_section(fidelity: pd.DataFrame, motion: pd.DataFrame | None) -> Section:
+    """motion: of a study of sequences."""
     columns: Columns = {
         "run": ("Run", None),
         "generation_g_per_sample": ("CO₂e, one sample", mass_text),
@@ -196,7 +206,7 @@ def quality_section(fidelity: pd.DataFrame) -> Section:
     for (dims, resolution), group in groups:
         chart = Chart(
             f"fidelity-{dims}d-{resolution}",
-            f"{shape_name(dims, resolution)}, held out: {_patients(group)}",
+            f"{shape_name(dims, resolution, group['sample_kind'].iloc[0])}, held out: {_patients(group)}",
             findings.fidelity(group),
             figures.fidelity(group),
             text_table(group.sort_values("generation_g_per_sample"), columns),
@@ -207,7 +217,8 @@ def quality_section(fidelity: pd.DataFrame) -> Section:
         f"{FID_NAME}: lower is closer to real images of patients the models never saw. With few patients it "
         "ranks models of one study, and compares with no other study."
     )
-    return Section("quality", "Fidelity against grams", intro, charts)
+    tables = [] if motion is None else motion_tables(motion)
+    return Section("quality", "Fidelity against grams", intro, charts, tables)
 
 
 def _patients(group: pd.DataFrame) -> str:

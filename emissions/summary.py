@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 
 from emissions.acting.savings import SAVINGS_COLUMNS, savings_of, savings_text
-from emissions.allocation import sample_kind
+from emissions.allocation import dims_name, sample_kind
 from emissions.breakdown import codecarbon_sums
 from emissions.equivalents import CAR_G_PER_KM, car_km
 from emissions.grid.intensity import CREDIT
 from emissions.grid.zones import find_zone
 from emissions.ledger import read_ledger
+from emissions.phases import phase_of
 from emissions.pricing import sources_text
 from emissions.tables import read_table
 from emissions.waste import early_count, ended_early, outcomes_text
@@ -143,7 +144,8 @@ def _totals(ledger: pd.DataFrame, attempts: pd.DataFrame) -> dict[str, Any]:
 
 def _phases(by_stage: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
-    for dims, group in by_stage.groupby("spatial_dims"):
+    own = by_stage[[not phase_of(stage).control for stage in by_stage["stage"]]]  # without what follows masks
+    for dims, group in own.groupby("spatial_dims"):
         training, generation = (group[group["phase"] == phase] for phase in ("training", "generation"))
         training_kwh, generation_kwh = training["energy_kwh"].sum(), generation["energy_kwh"].sum()
         startup_kwh = generation["startup_kwh"].sum()  # paid once a run, however many samples it makes
@@ -154,7 +156,7 @@ def _phases(by_stage: pd.DataFrame) -> list[dict[str, Any]]:
         rows.append(
             {
                 "spatial_dims": dims,
-                "sample_kind": sample_kind(dims),  # type: ignore[arg-type]
+                "sample_kind": group["sample_kind"].iloc[0],
                 "runs": group["runs"].max(),
                 "samples": samples,
                 "training_kwh": training_kwh,
@@ -197,7 +199,9 @@ def _patients(results: Path, plan: pd.DataFrame) -> list[dict[str, Any]]:
         counts = [_cohort(results / "cohorts" / cohort / "cohort.json") for cohort in group["cohort"].unique()]
         # Cohorts of one dimension differ in resolution; where one leaves out a patient, the smallest is what
         # holds.
-        rows.append({"spatial_dims": dims} | {key: min(count[key] for count in counts) for key in counts[0]})
+        first = group.iloc[0]
+        about = {"spatial_dims": dims, "sample_kind": sample_kind(first["spatial_dims"], first.get("frames", 0))}
+        rows.append(about | {key: min(count[key] for count in counts) for key in counts[0]})
     return rows
 
 
@@ -246,7 +250,7 @@ def _phase_lines(phases: list[dict[str, Any]]) -> list[str]:
     lines = ["Training against generation", head]
     for row in phases:
         columns = (
-            f"{row['spatial_dims']}D".ljust(6),
+            dims_name(row["spatial_dims"], row["sample_kind"]).ljust(6),
             f"{row['runs']:>6}",
             energy_text(row["training_kwh"]).rjust(14),
             energy_text(row["generation_kwh"]).rjust(14),
@@ -267,7 +271,7 @@ def _sampler_lines(samplers: list[dict[str, Any]]) -> list[str]:
     shown = [row for rows in by_dims.values() for row in rows[:each]]
     for row in shown:
         columns = (
-            f"{row['spatial_dims']}D".ljust(6),
+            dims_name(row["spatial_dims"], row["sample_kind"]).ljust(6),
             f"{row['sampler']:<12}{row['steps']:>6}",
             mass_text(row["generation_g_per_sample"]).rjust(14),
             f"{significant(row['seconds_per_sample'])} s".rjust(14),
@@ -305,9 +309,10 @@ def _trust_lines(study: dict[str, Any]) -> list[str]:
     totals = study["totals"]
     lines = ["How far to trust it"]
     for row in study["patients"]:
-        trained = f"trained on {row['patients_train']} patients ({row['images_train']} images)"
-        heldout = f"held out {row['patients_heldout']} ({row['images_heldout']} images)"
-        lines.append(_line("patients", f"{row['spatial_dims']}D: {trained}, {heldout}"))
+        counted = "sequences" if row["sample_kind"] == "sequence" else "images"
+        trained = f"trained on {row['patients_train']} patients ({row['images_train']} {counted})"
+        heldout = f"held out {row['patients_heldout']} ({row['images_heldout']} {counted})"
+        lines.append(_line("patients", f"{dims_name(row['spatial_dims'], row['sample_kind'])}: {trained}, {heldout}"))
     for measured, word in ((True, "measured"), (False, "estimated")):
         parts = [row for row in study["methods"] if row["present"] and row["measured"] is measured]
         shares = [f"{part['component']} {_percent(part)} ({part['method']})" for part in parts]

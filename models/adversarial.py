@@ -54,7 +54,7 @@ class Adversarial(nn.Module):
     def __init__(
         self,
         autoencoder: nn.Module,
-        discriminator: nn.Module,
+        discriminator: nn.Module | None,
         objective: Objective,
         perceptual: PerceptualLoss | None = None,
     ) -> None:
@@ -63,7 +63,8 @@ class Adversarial(nn.Module):
             raise ValueError(f"autoencoder.criterion: {objective.criterion} is not one of {', '.join(CRITERIA)}")
         if objective.perceptual_weight and perceptual is None:
             raise ValueError("autoencoder.perceptual_weight: there is no perceptual loss to weigh")
-        self.autoencoder, self.objective, self.perceptual = autoencoder, objective, perceptual
+        self.autoencoder: Any = autoencoder
+        self.objective, self.perceptual = objective, perceptual
         self.discriminator = discriminator if objective.adversarial_weight else None
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("means", torch.zeros(len(TERMS)))
@@ -103,15 +104,15 @@ class Adversarial(nn.Module):
         real, fake = discriminator(x).float(), discriminator(reconstruction.detach()).float()  # (N, 1, *patches) each
         return generator_loss, criterion.discriminator(real, fake)
 
-    def flops(self, crop: tuple[int, ...]) -> int:
+    def flops(self, crop: tuple[int, ...], recomputed: bool = False) -> int:
         """Operations of one training step for one image of this shape.
 
         The discriminator is run three times (for the autoencoder; for it on real and reconstructed) and has gradients
         of inputs once and of weights and inputs twice; the perceptual network is run on both images, with gradients of
-        the reconstruction.
+        the reconstruction. `recomputed`: the autoencoder keeps no activations and runs once more.
         """
         autoencoder = copy.deepcopy(self.autoencoder).eval()  # counting is no step of a codebook
-        total = TRAINING_PASSES * count_flops(autoencoder, (1, 1, *crop))
+        total = (TRAINING_PASSES + recomputed) * count_flops(autoencoder, (1, 1, *crop))
         if self.discriminator is not None:
             total += (3 + 1 + 4) * count_flops(self.discriminator, (1, 1, *crop))
         if self.perceptual is not None and self.objective.perceptual_weight:

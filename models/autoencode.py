@@ -3,25 +3,31 @@
 import json
 import logging
 import math
+import operator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models import checkpoint
 from models.adversarial import Adversarial, Objective
+from models.coding import decoding, encoding, slab_of
 from models.control import control_of
 from models.data.cohort import load_cohort
 from models.device import best_device
 from models.files import atomic_path
 from models.loop import Training, make_accelerator, train
 from models.losses import PerceptualLoss
-from models.networks.autoencoder import build_autoencoder
+from models.networks.autoencoder import Autoencoder, build_autoencoder, of_images
 from models.networks.denoiser import count_parameters
 from models.networks.discriminator import Discriminator, DiscriminatorSize
+from models.padding import crop_to, pad_to, padded
+from models.room import room_for_autoencoder
 from models.work import Work, count_flops
 
 logger = logging.getLogger(__name__)
@@ -52,16 +58,17 @@ def train_autoencoder(
         control_path: file that may tell it to pause or stop, see `models.control`.
 
     Raises:
-        ValueError: if a crop is too small for the discriminator, or the downsampling does not divide an image.
+        ValueError: if a crop is too small for the discriminator, or the memory for the training.
         StoppedError: if told to stop; a checkpoint is written.
     """
     dims = f"{plan['spatial_dims']}d"
     cohort = load_cohort(cohort_dir)
-    images = torch.from_numpy(np.array(cohort.train))  # (N, 1, *image)
-    side = min(settings["crop"][dims] or images.shape[2], images.shape[2])
-    crop = (side,) * plan["spatial_dims"]
-    network = adversarial(plan["spatial_dims"], settings, crop)
-    accelerator = make_accelerator(training["precision"], level_depths(side, settings, dims))
+    images = padded_images(cohort.train, of_plan(plan, settings).downsampling, plan["autoencoder"])  # (N, 1, *image)
+    crop = crop_of(tuple(images.shape[2:]), settings["crop"][dims], bool(plan["frames"]))
+    seen = crop[-3:]  # of a stack over time, a slice
+    network = adversarial(plan, settings, training["activation_checkpointing"], seen)
+    room_for_autoencoder(plan, settings, training, network, tuple(images.shape), seen)
+    accelerator = make_accelerator(training["precision"], level_depths(seen, settings, dims))
     length = Training(
         images=settings["images"][dims],
         batch_size=settings["batch_size"][dims],
@@ -72,8 +79,8 @@ def train_autoencoder(
     )
 
     def loss(prepared: nn.Module, batch: Tensor, noise: torch.Generator) -> Tensor:
-        x = torch.stack([random_crop(images[i], side, noise) for i in batch.cpu()]).to(accelerator.device)  # (N, 1, *)
-        value: Tensor = prepared(x, noise)
+        crops = torch.stack([random_crop(images[i], crop, noise) for i in batch.cpu()])  # (N, 1, *crop)
+        value: Tensor = prepared(crops.reshape(len(batch), 1, *seen).to(accelerator.device), noise)
         return value
 
     resume_path = Path(autoencoder_path).with_name("checkpoint.pt")
@@ -81,19 +88,21 @@ def train_autoencoder(
     key, control = plan["autoencoder"], control_of(control_path)
     result = train(network, loss, len(images), length, accelerator, resume_path, identity, key, control)
 
-    trained = result.network.autoencoder
-    heldout = torch.from_numpy(np.array(cohort.heldout))  # (N, 1, *image)
-    error = reconstruction_error(trained.to(accelerator.device), heldout, accelerator.device)
-    info = {
+    kept: Any = result.network
+    trained = of_images(kept.autoencoder, plan["spatial_dims"], bool(plan["frames"]))
+    folder = Path(autoencoder_path).parent
+    error = reconstruction_error(trained.to(accelerator.device), cohort.heldout, folder)
+    info: dict[str, Any] = {
         "parameters": count_parameters(trained),
         "images_seen": result.images_seen,
         "images_resumed": result.images_resumed,
         "heldout_l1": error,
-        "terms": result.network.terms(),
+        "terms": kept.terms(),
         "losses": result.losses,
     }
-    state = {"plan": plan, "settings": settings, "flops": flops_of(trained, tuple(images.shape[2:]), settings, dims)}
-    checkpoint.save({**state, "weights": trained.cpu().state_dict()}, autoencoder_path)
+    flops = flops_of(trained, tuple(images.shape[2:]), settings["latent_channels"][dims])
+    weights = kept.autoencoder.cpu().state_dict()
+    checkpoint.save({"plan": plan, "settings": settings, "flops": flops, "weights": weights}, autoencoder_path)
     with atomic_path(info_path) as temporary:
         temporary.write_text(json.dumps(info, indent=1))
     resume_path.unlink(missing_ok=True)
@@ -104,57 +113,88 @@ def train_autoencoder(
         "checkpoints": result.checkpoints,
         "checkpoint_s": result.checkpoint_s,
         "voxels": result.images_seen * math.prod(crop),
-        "flops": result.images_seen * network.flops(crop),
+        "flops": result.images_seen * network.flops(seen, training["activation_checkpointing"]),
         "parameters": info["parameters"],
     }
 
 
-def adversarial(spatial_dims: int, settings: dict[str, Any], crop: tuple[int, ...]) -> Adversarial:
-    """The network that is trained: the autoencoder, and the losses that the config gives a weight."""
-    dims = f"{spatial_dims}d"
+def adversarial(
+    plan: dict[str, Any], settings: dict[str, Any], checkpointing: bool, seen: tuple[int, ...]
+) -> Adversarial:
+    """The network that is trained: the autoencoder, and the losses that the config gives a weight.
+
+    Args:
+        plan: row with `spatial_dims` and `frames`.
+        settings: the config's `autoencoder`.
+        checkpointing: of activations.
+        seen: shape of the crops that it sees.
+    """
+    judge = settings["discriminator"]
     objective = Objective(
         perceptual_weight=settings["perceptual_weight"],
         spectral_weight=settings["spectral_weight"],
         adversarial_weight=settings["adversarial_weight"],
-        warmup_images=settings["images"][dims] // 5,
+        warmup_images=round(judge["warmup"] * settings["images"][f"{plan['spatial_dims']}d"]),
+        discriminator_rate=judge["rate"],
     )
+    size = DiscriminatorSize(judge["channels"], judge["layers"], judge["kernel"])
     return Adversarial(
-        build_autoencoder(spatial_dims, settings),
-        Discriminator(spatial_dims, DiscriminatorSize(), crop) if objective.adversarial_weight else None,
+        build_autoencoder(plan["spatial_dims"], settings, bool(plan["frames"]), checkpointing),
+        Discriminator(len(seen), size, seen) if objective.adversarial_weight else None,
         objective,
         PerceptualLoss() if objective.perceptual_weight else None,
     )
 
 
-def flops_of(network: nn.Module, image: tuple[int, ...], settings: dict[str, Any], dims: str) -> dict[str, int]:
+def of_plan(plan: dict[str, Any], settings: dict[str, Any]) -> Autoencoder:
+    """The untrained autoencoder of whole images of a plan row with `spatial_dims` and `frames`."""
+    frames = bool(plan["frames"])
+    return of_images(build_autoencoder(plan["spatial_dims"], settings, frames), plan["spatial_dims"], frames)
+
+
+def padded_images(images: NDArray[np.float32], factors: tuple[int, ...], name: str) -> Tensor:
+    """Images (N, 1, *image) in memory, padded to whole latents where they are not; says so."""
+    shape = padded(images.shape[2:], factors)
+    if shape != images.shape[2:]:
+        logger.info("%s: images of %s are padded to %s, and cropped back", name, images.shape[2:], shape)
+    return pad_to(torch.from_numpy(np.array(images)), shape)
+
+
+def crop_of(image: tuple[int, ...], side: int | None, frames: bool) -> tuple[int, ...]:
+    """Shape of training crops: at most `side` in space, all frames, and of a stack over time a single slice."""
+    space = tuple(min(side or length, length) for length in (image[:-1] if frames else image))
+    if not frames:
+        return space
+    return (*((1,) if len(space) == 3 else ()), *space[-2:], image[-1])
+
+
+def flops_of(network: Autoencoder, image: tuple[int, ...], latent_channels: int) -> dict[str, int]:
     """Operations of one image, for the stages that follow."""
     latent = (side // factor for side, factor in zip(image, network.downsampling, strict=True))
     return {
         "encode": count_flops(network, (1, 1, *image), method="latents_of"),
-        "decode": count_flops(network, (1, settings["latent_channels"][dims], *latent), method="images_of"),
+        "decode": count_flops(network, (1, latent_channels, *latent), method="images_of"),
     }
 
 
-def encode_latents(
-    cohort_dir: str | Path, autoencoder_path: str | Path, latents_path: str | Path, batch_size: int
-) -> Work:
-    """Encode the training images of a cohort once.
+def encode_latents(cohort_dir: str | Path, autoencoder_path: str | Path, latents_path: str | Path) -> Work:
+    """Encode the training images of a cohort once, one by one: batches of volumes would fill a memory.
 
-    Writes `latents`, (N, C, *latent) as float32 and of unit deviation, and `scale`, which made it so: 1 / deviation of
-    all latents (Rombach et al. 2022, appendix G).
+    Writes `latents`, (N, C, *latent) as float32 and of unit deviation, `scale`, which made it so: 1 / deviation of all
+    latents (Rombach et al. 2022, appendix G), and `image_shape`, of images before they were padded.
     """
     cohort = load_cohort(cohort_dir)
     autoencoder, flops = load_autoencoder(autoencoder_path)
     device = best_device()
     autoencoder = autoencoder.to(device)
-    encoded = []
+    shape = padded(cohort.train.shape[2:], autoencoder.downsampling)
+    encode = encoding(autoencoder, slab_of(shape), Path(latents_path).parent)
     with torch.inference_mode():
-        for start in range(0, len(cohort.train), batch_size):
-            x = torch.from_numpy(np.array(cohort.train[start : start + batch_size])).to(device)  # (N, 1, *image)
-            encoded.append(autoencoder.latents_of(x).cpu())  # (N, C, *latent)
+        encoded = [encode(pad_to(torch.from_numpy(np.array(image[None])), shape)) for image in cohort.train]
     latents = torch.cat(encoded)
     scale = 1 / float(latents.std())
-    checkpoint.save({"latents": latents * scale, "scale": scale}, latents_path)
+    image_shape = list(cohort.train.shape[2:])
+    checkpoint.save({"latents": latents * scale, "scale": scale, "image_shape": image_shape}, latents_path)
     return {
         "samples": len(cohort.train),
         "voxels": int(cohort.train.size),
@@ -163,32 +203,47 @@ def encode_latents(
     }
 
 
-def level_depths(depth: int, settings: dict[str, Any], dims: str) -> list[int]:
-    """Depth of a volume at each level of the autoencoder; none for 2D."""
-    levels = len(settings["channels"][dims]) + (settings["kind"] == "vq")  # there the first level halves, too
-    return [depth // 2**level for level in range(levels)] if dims == "3d" else []
+def level_depths(seen: tuple[int, ...], settings: dict[str, Any], dims: str) -> list[int]:
+    """Length of the first axis of what a 3D autoencoder sees, at each of its levels; none for 2D."""
+    if len(seen) != 3:
+        return []
+    levels = len(settings["channels"][dims])
+    if settings["kind"] == "kl":
+        return [seen[0] // 2**level for level in range(levels)]
+    halved = accumulate((level[0] for level in settings["strides"] or [[2]] * levels), operator.mul)
+    return [seen[0], *(seen[0] // factor for factor in halved)]
 
 
-def load_autoencoder(path: str | Path) -> tuple[Any, dict[str, int]]:
+def load_autoencoder(path: str | Path) -> tuple[Autoencoder, dict[str, int]]:
     """The trained autoencoder in a file, and the operations that it takes to `encode` and to `decode` an image.
 
     Raises:
         ValueError: naming the file, if it is not readable.
     """
     state = checkpoint.load(path)
-    network = build_autoencoder(state["plan"]["spatial_dims"], state["settings"])
+    plan = state["plan"]
+    network = build_autoencoder(plan["spatial_dims"], state["settings"], bool(plan["frames"]))
     network.load_state_dict(state["weights"])
-    return network.eval(), state["flops"]
+    return of_images(network, plan["spatial_dims"], bool(plan["frames"])).eval(), state["flops"]
 
 
-def random_crop(image: Tensor, side: int, generator: torch.Generator) -> Tensor:  # (C, *image) -> (C, *side)
+def random_crop(image: Tensor, crop: tuple[int, ...], generator: torch.Generator) -> Tensor:  # (C, *) -> (C, *crop)
     """A crop at a random place."""
-    starts = [int(torch.randint(size - side + 1, (), generator=generator)) for size in image.shape[1:]]
-    return image[(slice(None), *(slice(start, start + side) for start in starts))]
+    starts = [
+        int(torch.randint(size - side + 1, (), generator=generator))
+        for size, side in zip(image.shape[1:], crop, strict=True)
+    ]
+    return image[(slice(None), *(slice(start, start + side) for start, side in zip(starts, crop, strict=True)))]
 
 
 @torch.inference_mode()
-def reconstruction_error(autoencoder: nn.Module, images: Tensor, device: torch.device) -> float:
-    """Mean absolute error of images (N, 1, *image), one at a time to spare memory."""
-    errors = [F.l1_loss(autoencoder(x.to(device))[0], x.to(device)) for x in images.split(1)]
+def reconstruction_error(autoencoder: Autoencoder, images: NDArray[np.float32], folder: str | Path) -> float:
+    """Mean absolute error of images (N, 1, *image), one at a time to spare memory; `folder` as in `encoding`."""
+    image = tuple(images.shape[2:])
+    shape = padded(image, autoencoder.downsampling)
+    encode, decode = (code(autoencoder, slab_of(shape), folder) for code in (encoding, decoding))
+    device, errors = next(autoencoder.parameters()).device, []
+    for each in images:
+        x = torch.from_numpy(np.array(each[None]))  # (1, 1, *image)
+        errors.append(F.l1_loss(crop_to(decode(encode(pad_to(x, shape)).to(device)), image), x))
     return float(torch.stack(errors).mean())

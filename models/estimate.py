@@ -1,69 +1,38 @@
-"""Memory of the stages of a generator, published or of a study, and what would fit where that is too much."""
+"""Memory of the stages of a generator, published or of a study, as built from their settings."""
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from models.adversarial import Adversarial, Objective
-from models.memory import (
-    GB,
-    Machine,
-    Memory,
-    denoising_loss,
-    generation_memory,
-    least_slab_gb,
-    reconstruction_loss,
-    training_memory,
-)
+from models.autoencode import adversarial, crop_of, of_plan
+from models.estimate_stages import AutoencoderTraining, DiffusionTraining, Generation, Shape, Stage, shape_text
 from models.networks.autoencoder import build_autoencoder
-from models.networks.denoiser import build_denoiser, build_preset
-from models.networks.discriminator import DISCRIMINATOR_SIZES, Discriminator, DiscriminatorSize
+from models.networks.denoiser import build_denoiser, build_preset, multiples
+from models.networks.discriminator import DISCRIMINATOR_SIZES, Discriminator
 from models.networks.presets import RECIPES, STAGE_ONES, SYSTEMS, preset_named
 from models.networks.vqgan import VQGAN, VQGAN_SIZES
-from models.recompute import recompute_blocks
+from models.padding import padded
+from models.plan import check_autoencoder, check_network
 from models.streaming import decoder_of
 
-Shape = tuple[int, ...]
 STAGES = ("autoencoder", "diffusion", "generation")
 
 
 @dataclass(frozen=True)
 class Generator:
-    """What is trained and sampled: functions that build its networks, with or without activation checkpointing."""
+    """What is trained and sampled."""
 
     name: str
-    denoiser: Callable[[bool], nn.Module]
-    autoencoder: Callable[[bool], nn.Module]  # all that its training holds
-    decoder: Callable[[], nn.Module]
     image: Shape
-    latent: Shape  # (C, *latent)
-    decoded: Shape  # (C, *latent) of what is decoded at once
-    crop: Shape  # that the autoencoder trains on
-    batches: dict[str, int]  # by stage
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the stages run."""
-
-    machine: Machine
-    batch: int | None = None  # None: of the generator
-    checkpointing: bool = False
-    slab_gb: float | None = None  # working memory of slabs; None: volumes are decoded whole
-    items: int = 0  # latents that training holds on the device
-    crop: Shape | None = None  # None: of the generator
-
-
-Change = Callable[[Settings], Settings]
+    stages: dict[str, Stage]  # by their names in `STAGES`
 
 
 def published(name: str, image: Shape | None = None) -> Generator:
-    """A preset, at its published size or another.
+    """A preset, at its published size or another; its autoencoder only sees the crops that it was trained on.
 
     Raises:
         ValueError: if there is no such preset, or the image does not go with it.
@@ -77,26 +46,34 @@ def published(name: str, image: Shape | None = None) -> Generator:
     by_slice = len(shape) > len(size.strides[0])  # CardioDiT's is of slices over time
     crop = tuple(min(sides) for sides in zip(stage_one.crop or shape, shape, strict=True))[by_slice:]
 
-    def denoiser(checkpointing: bool) -> nn.Module:
-        network = build_preset(name, latent[1:])
-        return with_checkpointing(network) if checkpointing else network
-
-    def autoencoder(checkpointing: bool) -> nn.Module:
+    def network() -> nn.Module:
         discriminator = Discriminator(len(crop), DISCRIMINATOR_SIZES[preset.system], crop)
         objective = Objective(spectral_weight=stage_one.spectral, adversarial_weight=stage_one.adversarial)
-        return Adversarial(VQGAN(size, checkpointing), discriminator, objective)
+        return Adversarial(VQGAN(size), discriminator, objective)
 
-    return Generator(
-        name=name,
-        denoiser=denoiser,
-        autoencoder=autoencoder,
-        decoder=lambda: decoder_of(VQGAN(size)),
-        image=shape,
-        latent=latent,
-        decoded=(latent[0], *latent[1 + by_slice :]),
-        crop=crop,
-        batches={"autoencoder": stage_one.batch_size, "diffusion": recipe.batch_size, "generation": 1},
-    )
+    denoiser = partial(build_preset, name, latent[1:])
+    stages: dict[str, Stage] = {
+        "autoencoder": AutoencoderTraining(
+            network=network,
+            image=shape[by_slice:],
+            slices=shape[0] if by_slice else 1,
+            crop=crop,
+            batch=stage_one.batch_size,
+            whole=False,
+            timed=by_slice,
+        ),
+        "diffusion": DiffusionTraining(denoiser, latent, recipe.batch_size),
+        "generation": Generation(
+            denoiser=denoiser,
+            decoder=lambda: decoder_of(VQGAN(size)),
+            latent=latent,
+            decoded=(latent[0], *latent[1 + by_slice :]),
+            slices=1,
+            image=shape,
+            batch=1,
+        ),
+    }
+    return Generator(name, shape, stages)
 
 
 def of_study(config: dict[str, Any], family: str, size: str, image: Shape) -> Generator:
@@ -104,127 +81,62 @@ def of_study(config: dict[str, Any], family: str, size: str, image: Shape) -> Ge
 
     Args:
         config: the whole config.
-        family: `unet` or `dit`.
-        size: of the family.
-        image: shape of an image or volume.
+        family: of the matrix.
+        size: of the family, or the name of a published generator.
+        image: shape of an image, volume or sequence.
 
     Raises:
-        ValueError: if the image does not go with the autoencoder or the patch.
+        ValueError: if the network or the autoencoder does not take such images.
     """
-    dims, settings, diffusion = f"{len(image)}d", config["autoencoder"], config["diffusion"]
-    if len(image) not in (2, 3):
-        raise ValueError(f"--shape: {text_of(image)} has {len(image)} axes, a study's images have 2 or 3")
+    frames = bool(config["images"]["frames"])
+    spatial_dims = len(image) - frames
+    if spatial_dims not in (2, 3):
+        axes = "2 or 3 axes, and time" if frames else "2 or 3 axes"
+        raise ValueError(f"--shape: {shape_text(image)} has {len(image)} axes, the study's images have {axes}")
+    row = {"family": family, "size": size, "spatial_dims": spatial_dims, "frames": frames}
+    check_network(row, image, config)
+    check_autoencoder(spatial_dims, image, config)
+    return Generator(f"{family} {size}", image, stages_of(config, row, image))
+
+
+def stages_of(config: dict[str, Any], row: dict[str, Any], image: Shape) -> dict[str, Stage]:
+    """The stages of a row of the plan for images of a shape, which are padded as they are there."""
+    dims, frames, diffusion = f"{row['spatial_dims']}d", bool(row["frames"]), config["diffusion"]
+    settings = config["autoencoder"] | {"perceptual_weight": 0}  # its network is small, and would be read from a file
     with torch.device("meta"):
-        factors = build_autoencoder(len(image), settings).downsampling
-    latent = (settings["latent_channels"][dims], *divided(image, factors))
-    crop = tuple(min(settings["crop"][dims] or side, side) for side in image)
-    patch = diffusion["patch"]
-
-    objective = Objective(
-        spectral_weight=settings["spectral_weight"], adversarial_weight=settings["adversarial_weight"]
-    )
-
-    def denoiser(checkpointing: bool) -> nn.Module:
-        network = build_denoiser({"family": family, "size": size}, latent[1:], latent[0], patch)
-        return with_checkpointing(network) if checkpointing else network
-
-    def autoencoder(checkpointing: bool) -> nn.Module:
-        network = build_autoencoder(len(image), settings)
-        discriminator: nn.Module = nn.Identity()  # which `Adversarial` drops where it has no weight
-        if objective.adversarial_weight:
-            discriminator = Discriminator(len(image), DiscriminatorSize(), crop)
-        return Adversarial(with_checkpointing(network) if checkpointing else network, discriminator, objective)
-
-    return Generator(
-        name=f"{family} {size}",
-        denoiser=denoiser,
-        autoencoder=autoencoder,
-        decoder=lambda: decoder_of(build_autoencoder(len(image), settings)),
-        image=image,
-        latent=latent,
-        decoded=latent,
-        crop=crop,
-        batches={
-            "autoencoder": settings["batch_size"][dims],
-            "diffusion": diffusion["batch_size"][dims],
-            "generation": config["sampling"]["batch_size"][dims],
-        },
-    )
-
-
-def with_checkpointing(network: Any) -> nn.Module:
-    """A network that keeps no activations inside its blocks: by its own switch, or block by block of MONAI's."""
-    if hasattr(network, "checkpointing"):
-        network.checkpointing = True
-        return cast(nn.Module, network)
-    return recompute_blocks(network)
-
-
-def estimate(generator: Generator, stage: str, settings: Settings) -> Memory:
-    """Peak memory of a stage: of `STAGES`."""
-    batch, machine = batch_of(generator, stage, settings), settings.machine
-    latents = (batch, *generator.latent)
-    if stage == "autoencoder":
-        shape = (batch, 1, *(settings.crop or generator.crop))
-        return training_memory(
-            lambda: generator.autoencoder(settings.checkpointing), reconstruction_loss(shape), machine
-        )
-    if stage == "diffusion":
-        data_gb = settings.items * math.prod(generator.latent) * 4 / GB
-        return training_memory(
-            lambda: generator.denoiser(settings.checkpointing), denoising_loss(latents), machine, data_gb
-        )
-    return generation_memory(
-        lambda: generator.denoiser(False),
-        latents,
-        generator.decoder,
-        (1, *generator.decoded),
-        machine,
-        settings.slab_gb,
-        batch * math.prod(generator.image) * 4 / GB if machine.device == "cpu" else 0.0,
-    )
-
-
-def batch_of(generator: Generator, stage: str, settings: Settings) -> int:
-    """As asked for, or of the generator."""
-    return settings.batch or generator.batches[stage]
-
-
-def changes(generator: Generator, stage: str, settings: Settings) -> Iterator[tuple[str, Settings]]:
-    """Settings that take less, each with all before it: first what changes nothing of what is computed."""
-    said: dict[str, str] = {}
-    for text, change in cheaper(generator, stage, settings):
-        settings = change(settings)
-        said[text.split()[0]] = text  # smaller slabs in place of small ones
-        yield ", ".join(said.values()), settings
-
-
-def cheaper(generator: Generator, stage: str, asked: Settings) -> Iterator[tuple[str, Change]]:
-    """Single changes to what was asked for, in the order in which they are tried."""
-    if stage == "generation":
-        least_gb = least_slab_gb(generator.decoder, (1, *generator.decoded))
-        smallest_gb = math.ceil(100 * least_gb) / 100 if least_gb < math.inf else math.inf
-        for slab_gb in sorted({max(1.0, smallest_gb), smallest_gb} - {math.inf}, reverse=True):
-            if asked.slab_gb is None or asked.slab_gb > slab_gb:
-                yield f"slabs of {slab_gb:g} GB", partial(replace, slab_gb=slab_gb)
-        if asked.machine.device == "cpu" and asked.machine.keeps_in_memory:
-            yield "what is kept in files", partial(on_machine, keeps_in_memory=False)
-    elif not asked.checkpointing:
-        yield "activation checkpointing", partial(replace, checkpointing=True)
-    if asked.machine.precision == "fp32":
-        yield "bf16", partial(on_machine, precision="bf16")
-    if batch_of(generator, stage, asked) > 1:
-        yield "batch 1", partial(replace, batch=1)
-    if stage == "autoencoder":
-        for side in (128, 64, 32):
-            crop = tuple(min(side, length) for length in generator.crop)
-            if math.prod(crop) < math.prod(asked.crop or generator.crop):
-                yield f"crops of {text_of(crop)}", partial(replace, crop=crop)
-
-
-def on_machine(settings: Settings, **changed: Any) -> Settings:
-    """The settings with another machine."""
-    return replace(settings, machine=replace(settings.machine, **changed))
+        factors = of_plan(row, settings).downsampling
+    seen = padded(image, factors)
+    encoded = tuple(side // factor for side, factor in zip(seen, factors, strict=True))
+    latent = padded(encoded, multiples(row, len(image), diffusion["patch"]))
+    channels = settings["latent_channels"][dims]
+    slices = seen[0] if len(seen) == 4 else 1
+    crop = crop_of(seen, settings["crop"][dims], frames)[-3:]
+    return {
+        "autoencoder": AutoencoderTraining(
+            network=partial(adversarial, row, settings, False, crop),
+            image=seen[-3:],
+            slices=slices,
+            crop=crop,
+            batch=settings["batch_size"][dims],
+            whole=True,
+            timed=frames,
+        ),
+        "diffusion": DiffusionTraining(
+            network=partial(build_denoiser, row, latent, channels, diffusion["patch"]),
+            latent=(channels, *latent),
+            batch=diffusion["batch_size"][dims],
+        ),
+        "generation": Generation(
+            denoiser=partial(build_denoiser, row, latent, channels, diffusion["patch"]),
+            decoder=lambda: decoder_of(build_autoencoder(row["spatial_dims"], settings, frames)),
+            latent=(channels, *latent),
+            decoded=(channels, *encoded[-3:]),
+            slices=slices,
+            image=image,
+            batch=config["sampling"]["batch_size"][dims],
+            held=config["sampling"]["samples"][dims],
+        ),
+    }
 
 
 def divided(shape: Shape, factors: Shape) -> Shape:
@@ -234,12 +146,7 @@ def divided(shape: Shape, factors: Shape) -> Shape:
         ValueError: if there is another number of axes, or the downsampling does not divide one.
     """
     if len(shape) != len(factors):
-        raise ValueError(f"--shape: {text_of(shape)} has {len(shape)} axes, the generator has {len(factors)}")
+        raise ValueError(f"--shape: {shape_text(shape)} has {len(shape)} axes, the generator has {len(factors)}")
     if any(side % factor or side < factor for side, factor in zip(shape, factors, strict=True)):
-        raise ValueError(f"--shape: {text_of(shape)} does not divide by the downsampling, {text_of(factors)}")
+        raise ValueError(f"--shape: {shape_text(shape)} does not divide by the downsampling, {shape_text(factors)}")
     return tuple(side // factor for side, factor in zip(shape, factors, strict=True))
-
-
-def text_of(shape: Shape) -> str:
-    """As people write shapes."""
-    return "x".join(map(str, shape))

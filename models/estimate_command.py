@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from models.estimate import Generator, Settings
+    from models.estimate import Generator
+    from models.estimate_stages import Saving, Settings, Stage
     from models.memory import Memory
 
 COLUMNS = {  # of the table: part of a `Memory`
@@ -26,6 +27,14 @@ COLUMNS = {  # of the table: part of a `Memory`
     "runtime": "runtime_gb",
     "total": "total_gb",
 }
+SAVINGS = {  # fields of `Settings` and `Machine` in words
+    "checkpointing": "activation checkpointing",
+    "precision": "{}",
+    "batch": "batch {}",
+    "crop": "crops of {}",
+    "slab_gb": "slabs of {:g} GB",
+    "keeps_in_memory": "what is kept in files",
+}
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -39,15 +48,15 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     add = parser.add_argument
     add("--memory", action="store_true", help="the question; so far the only one")
     add("--preset", metavar="NAME", help="a published generator: voldit-L/4, cardiodit-B, medlord, ...")
-    add("--family", choices=("unet", "dit"), help="instead: a family of the study's matrix, with --size and --config")
-    add("--size", help="of the family: nano to L")
+    add("--family", metavar="NAME", help="instead: a family of the study's matrix, with --size and --config")
+    add("--size", help="of the family: nano to L, or a published generator")
     add(
         "--config",
         type=Path,
         metavar="YAML",
         help="config whose autoencoder, patch and batches hold (config/config.yaml)",
     )
-    add("--shape", type=_shape, metavar="NxNxN", help="of an image or volume (default: the published one)")
+    add("--shape", type=_shape, metavar="NxNxN", help="of an image or volume, time last (default: as published)")
     add("--stage", choices=("autoencoder", "diffusion", "generation"), help="default: all three")
     add("--batch", type=_at_least_one, help="default: as published, or the config's")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
@@ -55,7 +64,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     add("--checkpointing", action="store_true", help="training keeps no activations inside blocks")
     add("--slab-gb", type=_above_zero, metavar="GB", help="decode in slabs of so much (default: whole)")
     add("--kept", choices=("memory", "files"), default="memory", help="on CPUs: where slabs' activations are kept")
-    add("--items", type=int, default=0, help="latents that training holds on the device (default: %(default)s)")
+    add("--items", type=int, default=0, help="images or latents that training holds (default: %(default)s)")
     add("--limit-gb", type=_above_zero, metavar="GB", help="memory there is: say what would fit where a stage does not")
     add("--json", action="store_true", help="print the rows as JSON")
     parser.set_defaults(run=_run)
@@ -65,7 +74,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.memory:
         raise ValueError("footprint estimate: say what to estimate: --memory")
     try:
-        from models.estimate import STAGES, Settings, batch_of, estimate, text_of
+        from models.estimate import STAGES
+        from models.estimate_stages import Settings, shape_text
         from models.memory import Machine
     except ModuleNotFoundError as error:  # metering and pricing are also installed without networks
         raise ValueError(f"footprint estimate: needs {error.name}, which is not installed") from error
@@ -74,24 +84,25 @@ def _run(arguments: argparse.Namespace) -> int:
     machine = Machine(arguments.device, arguments.precision, arguments.kept == "memory")
     settings = Settings(machine, arguments.batch, arguments.checkpointing, arguments.slab_gb, arguments.items)
     rows = []
-    for stage in [arguments.stage] if arguments.stage else STAGES:
-        memory = estimate(generator, stage, settings)
-        row = {"stage": stage, "batch_size": batch_of(generator, stage, settings), **_figures(memory)}
+    for name in [arguments.stage] if arguments.stage else STAGES:
+        stage = generator.stages[name]
+        memory = stage.memory(settings)
+        row = {"stage": name, "batch_size": settings.batch or stage.batch, **_figures(memory)}
         if arguments.limit_gb:
-            row |= _against(arguments.limit_gb, generator, stage, settings, memory)
+            row |= _against(arguments.limit_gb, stage, settings, memory)
         rows.append(row)
     if arguments.json:
         print(json.dumps(rows, indent=1))
         return 0
     settings_text = f"{arguments.device}, {arguments.precision}{', checkpointing' if arguments.checkpointing else ''}"
-    print(f"{generator.name} at {text_of(generator.image)}, {settings_text}: predicted peak memory in GB\n")
+    print(f"{generator.name} at {shape_text(generator.image)}, {settings_text}: predicted peak memory in GB\n")
     print(_text(rows))
     return 0
 
 
 def _generator(arguments: argparse.Namespace) -> Generator:
     from models.estimate import of_study, published
-    from models.networks.sizes import SIZES
+    from models.networks.sizes import FAMILIES
 
     if (arguments.preset is None) == (arguments.family is None):
         raise ValueError("footprint estimate: give either --preset, or --family with --size, --shape and --config")
@@ -100,8 +111,8 @@ def _generator(arguments: argparse.Namespace) -> Generator:
     for name in ("size", "shape", "config"):
         if getattr(arguments, name) is None:
             raise ValueError(f"footprint estimate: --family needs --{name} too")
-    if arguments.size not in SIZES:
-        raise ValueError(f"--size: {arguments.size} is not one of {', '.join(SIZES)}")
+    if arguments.family not in FAMILIES:
+        raise ValueError(f"--family: {arguments.family} is not one of {', '.join(FAMILIES)}")
     config = _config(arguments.config)
     try:
         return of_study(config, arguments.family, arguments.size, arguments.shape)
@@ -127,20 +138,22 @@ def _figures(memory: Memory) -> dict[str, Any]:
     return {"moment": memory.moment, **memory.parts(), "total_gb": memory.total_gb}
 
 
-def _against(limit_gb: float, generator: Generator, stage: str, settings: Settings, memory: Memory) -> dict[str, Any]:
-    """Whether a stage fits; where not, changes up to the first that does."""
-    from models.estimate import changes, estimate
+def _against(limit_gb: float, stage: Stage, settings: Settings, memory: Memory) -> dict[str, Any]:
+    """Whether a stage fits; where not, what would."""
+    from models.estimate_stages import fitting
 
-    would_fit: dict[str, Any] | None = None
-    least_gb = memory.total_gb
-    if memory.total_gb > limit_gb:
-        for change, changed in changes(generator, stage, settings):
-            total_gb = estimate(generator, stage, changed).total_gb
-            least_gb = min(least_gb, total_gb)
-            if total_gb <= limit_gb:
-                would_fit = {"change": change, "total_gb": total_gb}
-                break
-    return {"limit_gb": limit_gb, "fits": memory.total_gb <= limit_gb, "would_fit": would_fit, "least_gb": least_gb}
+    if memory.total_gb <= limit_gb:
+        return {"limit_gb": limit_gb, "fits": True, "would_fit": None, "least_gb": memory.total_gb}
+    savings, least = fitting(stage, settings, limit_gb)
+    would_fit = savings and {"change": ", ".join(map(_words, savings)), "total_gb": least.total_gb}
+    return {"limit_gb": limit_gb, "fits": False, "would_fit": would_fit, "least_gb": least.total_gb}
+
+
+def _words(saving: Saving) -> str:
+    from models.estimate_stages import shape_text
+
+    value = shape_text(saving.value) if isinstance(saving.value, tuple) else saving.value
+    return SAVINGS[saving.field].format(value)
 
 
 def _text(rows: list[dict[str, Any]]) -> str:

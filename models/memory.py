@@ -10,6 +10,7 @@ counted once more while it runs (`workspace_gb`): on CPUs that is what was measu
 may take more where it finds it. `runtime_gb` is another allowance: interpreter, libraries and device context.
 """
 
+import copy
 import math
 import weakref
 from collections.abc import Callable, Iterable
@@ -214,6 +215,29 @@ def generation_memory(
     return max(denoising, decoding, key=lambda memory: memory.total_gb)
 
 
+def inference_memory(
+    build: Build, shape: tuple[int, ...], machine: Machine, method: str, moment: str, data_gb: float = 0.0
+) -> Memory:
+    """Peak of one call without gradients, in float32.
+
+    Args:
+        build: makes the network.
+        shape: of its input.
+        machine: device.
+        method: what is called.
+        moment: what it is called for.
+        data_gb: what is held beside.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        network = build().eval()
+        held = [*network.parameters(), *network.buffers()]
+        tracker = Tracker(held)
+        with tracker:
+            getattr(network, method)(torch.randn(shape))
+    parameters_gb, runtime_gb = sum(map(size_of, held)) / GB, RUNTIME_GB[machine.device]
+    return Memory(moment, parameters_gb, data_gb=data_gb, runtime_gb=runtime_gb, **peak_of(tracker))
+
+
 def streamed_memory(
     build: Build, volume: tuple[int, ...], machine: Machine, working_gb: float, always: dict[str, float]
 ) -> Memory:
@@ -253,6 +277,22 @@ def without_weights(build: Build) -> nn.Module:
     """A network of which only shapes are there."""
     with torch.device("meta"):
         return build().eval()
+
+
+def like(network: nn.Module) -> Build:
+    """Builds copies of a network that have its shapes but not its numbers, on the CPU whatever device it is on."""
+
+    def build() -> nn.Module:
+        blank: dict[int, Any] = {
+            id(parameter): nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), parameter.requires_grad)
+            for parameter in network.parameters()
+        }
+        attributes = [value for module in network.modules() for value in vars(module).values()]
+        others = [*network.buffers(), *(value for value in attributes if isinstance(value, Tensor))]
+        blank |= {id(tensor): torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in others}
+        return copy.deepcopy(network, blank)  # which takes what is in the memo for copied
+
+    return build
 
 
 def denoising_loss(shape: tuple[int, ...]) -> Loss:

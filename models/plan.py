@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from models.data.shapes import image_shape
 from models.diffusion.samplers import SAMPLERS, samplers_for
-from models.networks.sizes import SIZES
+from models.networks.presets import preset_named
+from models.networks.sizes import SIZES, downsampling
 
 FACTORS = ("family", "size", "spatial_dims", "resolution", "sampler", "steps", "devices", "seed")
-COLUMNS = ("run", "model", "autoencoder", "cohort", "images", *FACTORS, "samples")
+COLUMNS = ("run", "model", "autoencoder", "cohort", "images", *FACTORS, "frames", "samples")
+
+IN_KEYS = str.maketrans("/+", "--")  # keys are names of folders
 
 Row = dict[str, Any]
 Table = dict[str, Row]
@@ -42,9 +46,9 @@ def make_plan(config: dict[str, Any]) -> Plan:
     """Expand the matrix of a valid config.
 
     Raises:
-        ValueError: naming the key of the config, when no run is left, a factor is repeated, a resolution cannot be
-            halved by the autoencoder or cut by the transformer, a sampler does not go with the prediction, or a batch
-            cannot be shared by the devices.
+        ValueError: naming the key of the config, when no run is left, a factor is repeated, a network is not one of its
+            family or does not take such images, crops cannot be halved by the autoencoder, a sampler does not go with
+            the prediction, or a batch cannot be shared by the devices.
     """
     plan = Plan({}, {}, {}, {}, {})
     name = config["images"]["name"]
@@ -52,12 +56,20 @@ def make_plan(config: dict[str, Any]) -> Plan:
     for factors in expand_matrix(config["matrix"]):
         check_run(factors, config)
         dims, resolution = factors["spatial_dims"], factors["resolution"]
-        cohort = f"{name}-{dims}d-{resolution}"
+        frames = config["images"]["frames"] or 0
+        cohort = f"{name}-{dims}d{'t' if frames else ''}-{resolution}"
         autoencoder = f"{cohort}-{config['autoencoder']['kind']}"
-        model = f"{factors['family']}-{factors['size']}-{cohort}-x{factors['devices']}-s{factors['seed']}"
+        network = f"{factors['family']}-{factors['size'].translate(IN_KEYS)}"
+        model = f"{network}-{cohort}-x{factors['devices']}-s{factors['seed']}"
         run = f"{model}-{factors['sampler']}-{factors['steps']}"
 
-        of_cohort = {"cohort": cohort, "images": name, "spatial_dims": dims, "resolution": resolution}
+        of_cohort = {
+            "cohort": cohort,
+            "images": name,
+            "spatial_dims": dims,
+            "resolution": resolution,
+            "frames": frames,
+        }
         of_autoencoder = {"autoencoder": autoencoder, **of_cohort}
         trained_by = {factor: factors[factor] for factor in ("family", "size", "devices", "seed")}
         of_model = {"model": model, **of_autoencoder, **trained_by}
@@ -101,37 +113,48 @@ def agrees(row: Row, pattern: dict[str, list[Any]]) -> bool:
 
 def check_run(factors: Row, config: dict[str, Any]) -> None:
     """Refuse a combination that could not run, before anything is trained; see `make_plan` for the errors."""
-    dims, resolution = f"{factors['spatial_dims']}d", factors["resolution"]
-    if factors["size"] not in SIZES:
-        raise ValueError(f"matrix.size: {factors['size']} is not one of {', '.join(SIZES)}")
-    halvings = len(config["autoencoder"]["channels"][dims]) - (config["autoencoder"]["kind"] == "kl")
-    if resolution % 2**halvings:
-        raise ValueError(
-            f"matrix.resolution: {resolution} cannot be halved {halvings} times, as autoencoder.channels asks; "
-            f"use a multiple of {2**halvings}"
-        )
-    crop = config["autoencoder"]["crop"][dims]
-    if crop is not None and crop % 2**halvings:
-        raise ValueError(
-            f"autoencoder.crop.{dims}: {crop} must be a multiple of {2**halvings}, to be halved {halvings} times"
-        )
-    latent = resolution // 2**halvings
-    patch = config["diffusion"]["patch"] if factors["family"] == "dit" else 2  # every U-Net here halves at least once
-    if latent % patch:
-        key = "diffusion.patch" if factors["family"] == "dit" else "matrix.resolution"
-        raise ValueError(
-            f"{key}: the latent of resolution {resolution} has side {latent}, which {patch} does not divide"
-        )
+    shape = image_shape(config["images"], factors["spatial_dims"], factors["resolution"])
+    check_network(factors, shape, config)
+    check_autoencoder(factors["spatial_dims"], shape, config)
     prediction = config["diffusion"]["prediction"]
     if factors["sampler"] not in samplers_for(prediction):
         known = ", ".join(samplers_for(prediction) if factors["sampler"] in SAMPLERS else SAMPLERS)
         raise ValueError(f"matrix.sampler: {factors['sampler']} does not go with {prediction}; use one of {known}")
     check_steps(factors["sampler"], factors["steps"], config["diffusion"]["timesteps"])
-    batch = config["diffusion"]["batch_size"][dims]
+    batch = config["diffusion"]["batch_size"][f"{factors['spatial_dims']}d"]
     if batch % factors["devices"]:
         raise ValueError(
-            f"diffusion.batch_size.{dims}: {batch} cannot be shared evenly by {factors['devices']} devices"
+            f"diffusion.batch_size.{factors['spatial_dims']}d: {batch} cannot be shared evenly by "
+            f"{factors['devices']} devices"
         )
+
+
+def check_network(factors: Row, shape: tuple[int, ...], config: dict[str, Any]) -> None:
+    """Refuse a size that the family does not have, or a network that does not take images of this shape."""
+    family, size = factors["family"], factors["size"]
+    if size not in SIZES:
+        try:
+            preset = preset_named(size)
+        except ValueError as error:
+            raise ValueError(f"matrix.size: {size} is not one of {', '.join(SIZES)}, and {error}") from None
+        if preset.family != family:
+            raise ValueError(f"matrix.size: {size} is a {preset.family}; set matrix.family to [{preset.family}]")
+        if preset.axes != len(shape):
+            raise ValueError(f"matrix.size: {size} is for images of {preset.axes} axes, and these have {len(shape)}")
+    if family == "unet-slices" and len(shape) < 4:
+        raise ValueError("matrix.family: unet-slices is for stacks of slices over time; use unet")
+    patch = config["diffusion"]["patch"]
+    if family == "dit" and size in SIZES and isinstance(patch, list) and len(patch) != len(shape):
+        raise ValueError(f"diffusion.patch: {patch} has {len(patch)} sides, and images here have {len(shape)} axes")
+
+
+def check_autoencoder(spatial_dims: int, shape: tuple[int, ...], config: dict[str, Any]) -> None:
+    """Refuse an autoencoder that images of this shape, or crops of them, do not go through."""
+    settings, dims = config["autoencoder"], f"{spatial_dims}d"
+    seen = shape[-3:]  # a stack over time is seen slice by slice
+    factors, crop = downsampling(len(seen), dims, settings), settings["crop"][dims]
+    if crop is not None and any(crop % factor for factor in factors[: 2 if config["images"]["frames"] else None]):
+        raise ValueError(f"autoencoder.crop.{dims}: {crop} must be a multiple of {max(factors)}, the downsampling")
 
 
 def check_steps(sampler: str, steps: int, timesteps: int) -> None:

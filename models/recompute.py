@@ -4,7 +4,7 @@ Only what enters a block is kept, and its inside is computed once more when grad
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.networks.blocks import SpatialAttentionBlock
@@ -37,9 +37,18 @@ def recompute_blocks(network: nn.Module) -> nn.Module:
     Raises:
         ValueError: if the network has no such block.
     """
-    blocks = [module for module in network.modules() if type(module) in RECOMPUTED]
+    blocks = [module for module in network.modules() if isinstance(module, BLOCKS)]
     if not blocks:
         raise ValueError(f"{type(network).__name__} has no blocks of MONAI's to checkpoint")
     for block in blocks:
-        block.__class__ = RECOMPUTED[type(block)]  # another `forward` of the instance would be shared by its copies
+        # another `forward` of the instance would be shared by its copies
+        block.__class__ = RECOMPUTED.get(type(block), type(block))
     return network
+
+
+def with_checkpointing(network: Any) -> nn.Module:
+    """A network that keeps no activations inside its blocks: by its own switch, or block by block of MONAI's."""
+    if hasattr(network, "checkpointing"):
+        network.checkpointing = True
+        return cast(nn.Module, network)
+    return recompute_blocks(network)

@@ -117,7 +117,7 @@ class Streamed:
             ValueError: as `plan`, or if the folder has not enough room.
         """
         plan = self.plan(tuple(x.shape))
-        self._check_room(plan)
+        self.check_folder(plan)
         for layer in self.layers.values():
             if isinstance(layer, Normalisation):
                 layer.moments.reset()
@@ -240,7 +240,12 @@ class Streamed:
             return KeptInMemory(torch.empty(shape, dtype=self.kept_as), self.axis)
         return KeptInFile(tuple(shape), self.kept_as, self.axis, self.folder)
 
-    def _check_room(self, plan: Plan) -> None:
+    def check_folder(self, plan: Plan) -> None:
+        """Refuse a plan whose files would not fit the folder.
+
+        Raises:
+            ValueError: naming the folder.
+        """
         if self.folder is None:
             return
         free_gb = shutil.disk_usage(self.folder).free / GB

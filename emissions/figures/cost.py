@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from emissions.allocation import dims_name
 from emissions.compare import EXTRAPOLATED_SAMPLES
 from emissions.figures.theme import (
     INK,
@@ -35,7 +36,6 @@ from emissions.figures.theme import (
     significant,
     size_rank,
     stage_name,
-    unit_name,
 )
 
 _ROW_PX = 34
@@ -220,7 +220,7 @@ def per_sample(
     for row in range(1, len(table)):
         if table["spatial_dims"][row] != table["spatial_dims"][row - 1]:
             figure.add_hline(y=row - 0.5, line={"color": MUTED, "width": 1, "dash": "dot"})
-    kinds = table["spatial_dims"].map(unit_name)
+    kinds = table["sample_kind"]
     text = [f"{a}<br><b>{mass_text(b)}</b> to generate one {c}" for a, b, c in zip(labels, made, kinds, strict=True)]
     _add_marks(figure, made, labels, text, {"size": 12, "color": list(colours)}, error_x=error_bars(made, low, high))
     text = [f"{a}<br><b>{mass_text(b)}</b> a {c}, all stages" for a, b, c in zip(labels, whole, kinds, strict=True)]
@@ -239,7 +239,7 @@ def by_size(comparison: pd.DataFrame) -> go.Figure:
     table = comparison.assign(rank=comparison["size"].map(size_rank))
     table = table.sort_values(["spatial_dims", "family", "rank"], ascending=[True, False, True], ignore_index=True)
     labels = [
-        f"{row.spatial_dims}D · {family_name(row.family)} {row.size}"
+        f"{dims_name(row.spatial_dims, row.sample_kind)} · {family_name(row.family)} {row.size}"
         + (f" · {significant(row.parameters / 1e6, 2)} M" if has_value(row.parameters) else "")
         for row in rows_of(table)
     ]
@@ -251,21 +251,27 @@ def by_size(comparison: pd.DataFrame) -> go.Figure:
 def by_resolution(comparison: pd.DataFrame) -> go.Figure:
     """Grams per sample by dimension and resolution."""
     table = comparison.sort_values(["spatial_dims", "resolution"], ignore_index=True)
-    labels = [shape_name(row.spatial_dims, row.resolution) for row in rows_of(table)]
+    labels = [shape_name(row.spatial_dims, row.resolution, row.sample_kind) for row in rows_of(table)]
     return per_sample(table, labels, [PHASE_COLOURS["generation"]] * len(table))
 
 
 def by_sampler(comparison: pd.DataFrame) -> go.Figure:
     """Grams per sample by dimension, sampler and number of steps."""
     table = comparison.sort_values(["spatial_dims", "steps", "sampler"], ignore_index=True)
-    labels = [f"{row.spatial_dims}D · {sampler_label(row.sampler, row.steps)}" for row in rows_of(table)]
+    labels = [
+        f"{dims_name(row.spatial_dims, row.sample_kind)} · {sampler_label(row.sampler, row.steps)}"
+        for row in rows_of(table)
+    ]
     return per_sample(table, labels, [PHASE_COLOURS["generation"]] * len(table))
 
 
 def by_devices(comparison: pd.DataFrame) -> go.Figure:
     """Grams per sample by dimension and number of devices."""
     table = comparison.sort_values(["spatial_dims", "devices"], ignore_index=True)
-    labels = [f"{row.spatial_dims}D · {row.devices} device{'' if row.devices == 1 else 's'}" for row in rows_of(table)]
+    labels = [
+        f"{dims_name(row.spatial_dims, row.sample_kind)} · {row.devices} device{'' if row.devices == 1 else 's'}"
+        for row in rows_of(table)
+    ]
     return per_sample(table, labels, [PHASE_COLOURS["generation"]] * len(table))
 
 

@@ -11,6 +11,7 @@ from emissions.figures.theme import (
     MUTED,
     RULE,
     SYMBOLS,
+    a_unit,
     axis,
     empty_figure,
     family_colour,
@@ -22,7 +23,6 @@ from emissions.figures.theme import (
     mass_text,
     significant,
     size_rank,
-    unit_name,
 )
 
 FID_NAME = "FID (EfficientNet-Lite0)"
@@ -45,7 +45,7 @@ def fidelity(table: pd.DataFrame) -> go.Figure:
     known = table.dropna(subset=[_FID, "generation_g_per_sample"])
     if known.empty:
         return empty_figure(f"No run has an {FID_NAME}.")
-    kind = unit_name(known["spatial_dims"].iloc[0])
+    kind = known["sample_kind"].iloc[0]
     figure = go.Figure(
         layout=layout(
             380,
@@ -85,7 +85,7 @@ def _hover(row: pd.Series) -> str:
     lines = [
         f"<b>{family_name(row['family'])} {row['size']}</b>, {sampler_label(row['sampler'], row['steps'])}",
         f"{FID_NAME} {significant(row[_FID])}",
-        f"{mass_text(row['generation_g_per_sample'])} a {unit_name(row['spatial_dims'])}",
+        f"{mass_text(row['generation_g_per_sample'])} {a_unit(row['sample_kind'])}",
     ]
     if has_value(row.get("ms_ssim")):
         lines.append(f"MS-SSIM between samples {row['ms_ssim']:.2f}")

@@ -13,6 +13,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from emissions.allocation import dims_name
+
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK = "#1c2733"
 MUTED = "#56636f"  # 6.2 : 1 on white
@@ -220,9 +222,10 @@ def sampler_name(sampler: str) -> str:
     return SAMPLER_NAMES.get(sampler, sampler)
 
 
-def shape_name(spatial_dims: int, resolution: int) -> str:
-    """2, 64 -> "2D 64²"; superscripts beyond 4 dimensions do not occur."""
-    return f"{spatial_dims}D {resolution}{'¹²³⁴'[int(spatial_dims) - 1]}"
+def shape_name(spatial_dims: int, resolution: int, kind: str) -> str:
+    """2, 64 -> "2D 64²"; sequences are named by their sides in plane, "3D+t 64²"."""
+    power = 2 if kind == "sequence" else int(spatial_dims)
+    return f"{dims_name(spatial_dims, kind)} {resolution}{'¹²³⁴'[power - 1]}"
 
 
 def stage_name(stage: str) -> str:
@@ -230,24 +233,20 @@ def stage_name(stage: str) -> str:
     return stage.replace("_", " ")
 
 
-def unit_name(spatial_dims: int) -> str:
-    """What one sample is called: an image in 2D, a volume in 3D and more."""
-    return "image" if int(spatial_dims) == 2 else "volume"
-
-
 def size_rank(size: str) -> int:
     """Sizes in the order of their width; unknown ones last."""
     return _SIZE_ORDER.index(size.lower()) if size.lower() in _SIZE_ORDER else len(_SIZE_ORDER)
 
 
-def a_unit(spatial_dims: int) -> str:
-    """The same with its article."""
-    return "an image" if int(spatial_dims) == 2 else "a volume"
+def a_unit(kind: str) -> str:
+    """A kind of sample, see `allocation.sample_kind`, with its article."""
+    return f"{'an' if kind == 'image' else 'a'} {kind}"
 
 
 def model_label(row: Mapping[str, Any]) -> str:
     """A short name of a model for an axis: "U-Net nano · 2D 64²"."""
-    return f"{family_name(row['family'])} {row['size']} · {shape_name(row['spatial_dims'], row['resolution'])}"
+    shape = shape_name(row["spatial_dims"], row["resolution"], row["sample_kind"])
+    return f"{family_name(row['family'])} {row['size']} · {shape}"
 
 
 def family_colour(family: str, position: int = 0) -> str:

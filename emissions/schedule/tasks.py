@@ -52,7 +52,8 @@ def tasks_of(
 
     With a plan, what a task needs follows from the plan's keys and `phases.STAGES`: the last stage before it of its
     own key, or of the nearest key that its own builds on; audits need the audits of those keys too, and nothing else
-    waits for an audit. Without one, tasks run in the order in which they started, each after the one before.
+    waits for an audit. Stages of the branch that follows masks wait for each other so, the first for the others, and
+    no other waits for them. Without one, tasks run in the order in which they started, each after the one before.
 
     work: a ledger, or a table with `stage, item, started_at, duration_s, energy_kwh`; what else it has of the
     ledger's columns is used. scale: duration and energy are times this. output_gb: of every task's result.
@@ -235,14 +236,18 @@ def _by_plan(names: Sequence[str], rows: Sequence[dict], plan: pd.DataFrame) -> 
     there = {(row["stage"], row["item"]): name for name, row in zip(names, rows, strict=True)}
     needs = {}
     for (stage, item), name in there.items():
-        phase, key = phase_of(stage)
+        phase, key, control = phase_of(stage)
         if key not in plan.columns or item not in set(plan[key]):
             raise ValueError(f"the work has {stage} {item}, and the plan has no such {key}")
         users = plan[plan[key] == item]
         builds_on = [(upper, str(value)) for upper in KEYS[: KEYS.index(key)] for value in users[upper].unique()]
         earlier = list(STAGES)[: list(STAGES).index(stage)]
-        found = _last(there, [other for other in earlier if STAGES[other].phase != "audit"], [*builds_on, (key, item)])
-        if phase == "audit":
+        working = [other for other in earlier if STAGES[other].phase != "audit"]
+        found: list[str] = []
+        for branch in (True, False) if control else (False,):
+            stages = [other for other in working if STAGES[other].control == branch]
+            found = found or _last(there, stages, [*builds_on, (key, item)])
+        if phase == "audit" and not control:
             audits = [other for other in earlier if STAGES[other].phase == "audit"]
             found += [there[other, value] for other in audits for upper, value in builds_on
                       if STAGES[other].key == upper and (other, value) in there]  # fmt: skip

@@ -21,6 +21,10 @@ Segmenter = Callable[[NDArray[np.floating]], Labels]  # ([D,] H, W[, T]) -> the 
 RV, MYOCARDIUM, LV = 1, 2, 3
 SECTORS = 6
 SMALLEST_DEVIATION = 1e-6  # of the values' range; below it a sequence stands still
+FIGURES = (
+    *("temporal_coherence", "cycle_gap", "slice_consistency", "slice_synchrony"),
+    *("ejection_fraction", "end_diastolic_ml", "displacement_mm", "thickening"),
+)  # of `describe_sequences`
 
 
 @dataclass(frozen=True)
@@ -323,28 +327,38 @@ def _nan_mean(values: Matrix) -> float | None:
 
 
 def describe_sequences(
-    sequences: NDArray[np.floating], spacing_mm: Sequence[float], segment: Segmenter | None = None
+    sequences: NDArray[np.floating],
+    spacing_mm: Sequence[float] | None = None,
+    segment: Segmenter | None = None,
+    rows: NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
     """Means over generated or real sequences (N, 1, [D,] H, W, T); a figure that cannot be had is None.
 
     Args:
-        spacing_mm: of ([D,] H, W).
+        spacing_mm: of ([D,] H, W); needed to segment.
         segment: label map ([D,] H, W, T) of a sequence; without one there is no ejection fraction and no wall motion.
+        rows: the rows of `sequences` to look at; all of them by default.
 
     Returns:
-        `sequences`, `frames`, and mean and `_std` over sequences of `temporal_coherence`, `cycle_gap`,
-        `slice_consistency`, `slice_synchrony`, `ejection_fraction`, `end_diastolic_ml`, `displacement_mm` and
-        `thickening` (both at end systole, mean over sectors).
+        `sequences`, `frames`, `hearts` (sequences whose left ventricle was found in all frames; None if nothing was
+        segmented), and mean and `_std` over sequences of `temporal_coherence`, `cycle_gap`, `slice_consistency`,
+        `slice_synchrony`, `ejection_fraction`, `end_diastolic_ml`, `displacement_mm` and `thickening` (both at end
+        systole, mean over sectors). All but the first four are of hearts alone.
 
     Raises:
-        ValueError: another number of axes.
+        ValueError: another number of axes, or a segmenter without a spacing.
     """
     if sequences.ndim not in (5, 6) or sequences.shape[1] != 1:
         raise ValueError(f"expected sequences (N, 1, H, W, T) or (N, 1, D, H, W, T), found {sequences.shape}")
-    rows = [_describe(sequence[0], spacing_mm, segment) for sequence in sequences]
-    report: dict[str, Any] = {"sequences": len(sequences), "frames": sequences.shape[-1]}
-    for name in rows[0] if rows else ():
-        values = [value for row in rows if (value := row[name]) is not None]
+    if segment is not None and spacing_mm is None:
+        raise ValueError("volumes of segmented sequences need their spacing")
+    chosen = np.arange(len(sequences)) if rows is None else rows
+    found = [_describe(sequences[row, 0], spacing_mm or (), segment) for row in chosen]
+    hearts = sum(row["ejection_fraction"] is not None for row in found)
+    report: dict[str, Any] = {"sequences": len(chosen), "frames": sequences.shape[-1]}
+    report["hearts"] = None if segment is None else hearts
+    for name in FIGURES:
+        values = [value for row in found if (value := row[name]) is not None]
         report[name] = float(np.mean(values)) if values else None
         report[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return report
@@ -354,20 +368,20 @@ def _describe(
     sequence: NDArray[np.floating], spacing_mm: Sequence[float], segment: Segmenter | None
 ) -> dict[str, float | None]:
     stacked = sequence.ndim == 4 and len(sequence) > 1
-    figures: dict[str, float | None] = {
+    figures: dict[str, float | None] = dict.fromkeys(FIGURES)
+    figures |= {
         "temporal_coherence": temporal_coherence(sequence),
         "cycle_gap": cycle_gap(sequence),
         "slice_consistency": slice_consistency(sequence) if stacked else None,
         "slice_synchrony": slice_synchrony(sequence) if stacked else None,
-        "ejection_fraction": None,
-        "end_diastolic_ml": None,
-        "displacement_mm": None,
-        "thickening": None,
     }
     if segment is None:
         return figures
     labels = segment(sequence)
-    beat = ejection(label_volumes(labels, spacing_mm, LV))
+    volumes = label_volumes(labels, spacing_mm, LV)
+    if not volumes.all():
+        return figures  # not found in each frame: an ejection fraction of 1 would be the segmenter's
+    beat = ejection(volumes)
     figures |= {name: value for name, value in asdict(beat).items() if name in figures}
     moved = wall_motion(labels, spacing_mm, beat.end_diastole)
     if moved is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.audit.views import Array
+from models.audit.views import Array, Images
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 3.2, finest scale first
 WINDOW = 11
@@ -34,7 +34,7 @@ def ms_ssim_scales(shape: tuple[int, ...]) -> int:
 
 
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
-    """MS-SSIM of each pair, (B, 1, [D,] H, W) in [0, 1] -> (B,): Wang et al. 2003, eq. 7.
+    """MS-SSIM of each pair, (B, 1, H, W) or (B, 1, D, H, W) in [0, 1] -> (B,): Wang et al. 2003, eq. 7.
 
     With fewer than five scales their weights are scaled to add up to one. Below 11 pixels the window
     shrinks to the largest odd size that fits. Negative structure terms count as zero.
@@ -96,19 +96,23 @@ def draw_pairs(count: int, pairs: int, seed: int = 0) -> list[tuple[int, int]]:
 
 
 @torch.inference_mode()
-def mean_pairwise_ms_ssim(images: Array, pairs: int, seed: int = 0) -> float | None:
-    """Mean MS-SSIM over random pairs of images (N, 1, [D,] H, W) in [-1, 1]; None for fewer than two."""
+def mean_pairwise_ms_ssim(images: Images, pairs: int, seed: int = 0) -> float | None:
+    """Mean MS-SSIM over random pairs of images in [-1, 1]; None for fewer than two.
+
+    Of sequences (H, W, T) are compared as wholes, time as a third axis: two that look alike and beat out of step are
+    not alike. Of stacks over time the mean is also over slices, each compared with the same slice of the other.
+    """
     drawn = draw_pairs(len(images), pairs, seed)
     if not drawn:
         return None
-    batch = max(1, VOXELS_AT_ONCE // cast(int, np.prod(images.shape[2:])))
+    batch = max(1, VOXELS_AT_ONCE // cast(int, np.prod(images.shape)))
     values = []
     for start in range(0, len(drawn), batch):
         some = np.array(drawn[start : start + batch])
-        values.append(ms_ssim(_unit(images[some[:, 0]]), _unit(images[some[:, 1]])))
+        values.append(ms_ssim(_unit(images.blocks(some[:, 0])), _unit(images.blocks(some[:, 1]))))
     return float(torch.cat(values).mean())
 
 
-def _unit(images: Array) -> Tensor:
-    """[-1, 1] -> [0, 1], where SSIM's constants belong."""
-    return torch.from_numpy(np.array(images, np.float32)).clamp(-1, 1).add(1).div(2)
+def _unit(blocks: Array) -> Tensor:  # (R, B, *block) in [-1, 1] -> (R B, 1, *block) in [0, 1], for SSIM's constants
+    flat = np.array(blocks, np.float32).reshape(-1, 1, *blocks.shape[2:])
+    return torch.from_numpy(flat).clamp(-1, 1).add(1).div(2)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.audit.views import PLANES, Array, plane_depth, planes_of, slice_in_plane, spread
+from models.audit.views import Array, Images
 
 FEATURE_NETWORK = "EfficientNet-Lite0 (ImageNet)"
 FEATURE_SIZE = 1280
@@ -106,14 +106,14 @@ def load_feature_network() -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Features:
-    """Features of slices, each with the image or volume it is from and the plane it lies in."""
+    """Features of slices, each with the image, volume or sequence it is from and the plane it lies in."""
 
     values: NDArray[np.float32]  # (S, 1280)
     items: NDArray[np.int64]  # (S,) row of the image array
     planes: NDArray[np.int64]  # (S,) index into PLANES
 
     def of_items(self, items: NDArray[np.int64]) -> "Features":
-        """Only the slices of these images or volumes."""
+        """Only the slices of these images."""
         keep = np.isin(self.items, items)
         return Features(self.values[keep], self.items[keep], self.planes[keep])
 
@@ -124,31 +124,31 @@ class Features:
 
 
 def extract_features(
-    images: Array, slices_per_volume: int, network: nn.Module, rows: NDArray[np.int64] | None = None
+    images: Images, slices_per_volume: int, network: nn.Module, rows: NDArray[np.int64] | None = None
 ) -> Features:
-    """Features of images (N, 1, H, W), or of `slices_per_volume` slices of volumes, a third in each plane.
+    """Features of images, of `slices_per_volume` slices of volumes, a third in each plane, or as many of sequences.
 
     Slices lie at evenly spread positions, the same for every volume, and are resized to 224 x 224 without
-    regard to their shape, real and generated alike ("2.5D": there is no ImageNet for volumes).
+    regard to their shape, real and generated alike ("2.5D": there is no ImageNet for volumes). Those of sequences are
+    single frames of one plane, spread over cycle and stack: what moves is `models.audit.motion`'s to judge.
 
     Args:
-        images: (N, 1, H, W) or (N, 1, D, H, W) in [-1, 1].
+        images: in [-1, 1].
         rows: the rows of `images` to look at; all of them by default.
 
     Raises:
         ValueError: volumes, and fewer than three slices per volume.
     """
-    per_plane = slices_per_volume // len(PLANES)
-    if images.ndim == 5 and per_plane < 1:
+    per_plane = slices_per_volume // len(images.planes)
+    if per_plane < 1:
         raise ValueError(f"audit.slices_per_volume: {slices_per_volume} is too few, 3 (one a plane) is the least")
     chosen = np.arange(len(images)) if rows is None else np.asarray(rows)
     values: list[NDArray[np.float32]] = []
     items: list[int] = []
     planes: list[int] = []
-    for number, plane in enumerate(planes_of(images)):  # slices of one plane share their shape
-        positions = spread(max(per_plane, 1), plane_depth(images, plane))
-        wanted = [(int(row), position) for row in chosen for position in positions]
-        slices = (slice_in_plane(images[row, 0], plane, position) for row, position in wanted)
+    for number, plane in enumerate(images.planes):  # slices of one plane share their shape
+        wanted = [(int(row), place) for row in chosen for place in images.places(plane, per_plane)]
+        slices = (images.picture(row, plane, place) for row, place in wanted)
         while batch := list(islice(slices, BATCH)):
             values.append(_embed(np.stack(batch), network))
         items += [row for row, _ in wanted]

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from models.data.readers import read_medmnist, read_volume
-from models.data.sequences import SOURCES as SEQUENCES
 from models.data.sequences import Grid, write_sequences
+from models.data.shapes import SEQUENCES, image_shape
 from models.data.transforms import (
     PERCENTILES,
     Augment,
@@ -74,6 +74,7 @@ class Recipe:
 
     spatial_dims: int
     resolution: int
+    shape: tuple[int, ...]  # of an image
     window: tuple[float, float] | None
     field_of_view_mm: tuple[float, float, float] | None
     slice_step_mm: float
@@ -84,13 +85,18 @@ class Recipe:
 
     @classmethod
     def of(cls, images_config: dict[str, Any], spatial_dims: int, resolution: int) -> "Recipe":
-        """Read the settings of `images` for one dimension and resolution."""
+        """Read the settings of `images` for one dimension and resolution.
+
+        Raises:
+            ValueError: as `models.data.shapes.image_shape`.
+        """
         augment = images_config.get("augment") or {}
         limits = {key: float(value) for key, value in augment.items() if not key.startswith("copies_")}
         window, view = images_config.get("window"), images_config.get("field_of_view_mm")
         return cls(
             spatial_dims=spatial_dims,
             resolution=resolution,
+            shape=image_shape(images_config, spatial_dims, resolution),
             window=None if window is None else (float(window[0]), float(window[1])),
             field_of_view_mm=None if view is None else (float(view[0]), float(view[1]), float(view[2])),
             slice_step_mm=float(images_config.get("slice_step_mm") or 0),
@@ -132,8 +138,7 @@ def prepare_cohort(
     Path(train_path).parent.mkdir(parents=True, exist_ok=True)
     moving = manifest["source"] in SEQUENCES
     grid = Grid.of(images_config, spatial_dims, resolution) if moving else None
-    shape = grid.shape if grid else (resolution,) * spatial_dims
-    with _Writer(Path(train_path).parent, shape) as writer:
+    with _Writer(Path(train_path).parent, recipe.shape) as writer:
         if grid:
             entries = manifest["volumes"]
             heldout = split_patients([e["patient"] for e in entries], images_config.get("held_out"), recipe.seed)
@@ -156,7 +161,7 @@ def prepare_cohort(
         "images": manifest["images"],
         "spatial_dims": spatial_dims,
         "resolution": resolution,
-        "shape": list(shape),
+        "shape": list(recipe.shape),
         "frames": grid.frames if grid else None,
         "spacing_mm": about["spacing_mm"],
         "window": about["window"],
@@ -177,7 +182,7 @@ def prepare_cohort(
         cohort, counts["train"], patients["train"], recipe.copies, counts["heldout"], patients["heldout"],
     )  # fmt: skip
     samples = counts["train"] * recipe.copies + counts["heldout"]
-    return {"samples": samples, "voxels": samples * math.prod(shape)}
+    return {"samples": samples, "voxels": samples * math.prod(recipe.shape)}
 
 
 def split_patients(patients: Sequence[str], held_out: Sequence[str] | float | None, seed: int) -> set[str]:
@@ -250,8 +255,7 @@ def _write_volumes(
             "modality": volume.modality,
         }
         rows.append(row)
-        steps_mm = view_mm[: recipe.spatial_dims] / recipe.resolution
-        spacings.add(tuple(float(step) for step in steps_mm[::-1].round(6)))
+        spacings.add(tuple(float(step) for step in _spacing_mm(recipe, view_mm)[::-1].round(6)))
         units.add(volume.unit)
         log.info("%d of %d: %s, %d images (%s)", number, len(entries), patient, images, split)
     return {
@@ -261,6 +265,10 @@ def _write_volumes(
         "window": None if recipe.window is None else list(recipe.window),
         "unit": "HU" if units == {"HU"} else "intensity",
     }
+
+
+def _spacing_mm(recipe: Recipe, view_mm: NDArray[np.float64]) -> NDArray[np.float64]:  # (2,) or (3,) of x, y[, z]
+    return np.asarray(view_mm[: recipe.spatial_dims] / recipe.shape[::-1])
 
 
 def _too_short(volume: Oriented, recipe: Recipe, view_mm: NDArray[np.float64]) -> str:
@@ -275,17 +283,16 @@ def _cuts(
     volume: Oriented, recipe: Recipe, view_mm: NDArray[np.float64], copies: int, rng: np.random.Generator
 ) -> Iterator[NDArray[np.float32]]:
     """The images of a volume (n, 1, ...) in [0, 1], then its augmented copies one after the other."""
-    size, dims = recipe.resolution, recipe.spatial_dims
-    spacing_mm = view_mm[:dims] / size
+    dims, spacing_mm = recipe.spatial_dims, _spacing_mm(recipe, view_mm)
     stride = slice_stride(volume, recipe.slice_step_mm)
     number = len(range(0, volume.image.shape[3], stride)) if dims == 2 else 1
     still = np.tile(np.eye(dims + 1), (number, 1, 1))
     moved = [draw_motions(rng, number, dims, recipe.augment) for _ in range(copies - 1)]
     motions = np.stack([still, *moved])  # (copies, n, dims+1, dims+1)
     if dims == 2:
-        cuts = resample_slices(volume, size, spacing_mm, motions, stride)  # (copies, n, 1, H, W)
+        cuts = resample_slices(volume, recipe.resolution, spacing_mm, motions, stride)  # (copies, n, 1, H, W)
     else:
-        cuts = resample_volume(volume, size, spacing_mm, motions[:, 0])[:, None]  # (copies, 1, 1, D, H, W)
+        cuts = resample_volume(volume, recipe.shape, spacing_mm, motions[:, 0])[:, None]  # (copies, 1, 1, D, H, W)
     yield cuts[0]
     for cut in cuts[1:]:
         yield bend(cut, rng, recipe.augment)
@@ -334,7 +341,7 @@ def _resized(batch: NDArray[np.float32], recipe: Recipe, rng: np.random.Generato
     motions = np.tile(np.eye(dims + 1), (number, 1, 1))
     if rng is not None:
         motions = draw_motions(rng, number, dims, recipe.augment)
-    resized = resample_pictures(torch.from_numpy(batch), recipe.resolution, motions)
+    resized = resample_pictures(torch.from_numpy(batch), recipe.shape, motions)
     return resized if rng is None else bend(resized, rng, recipe.augment)
 
 

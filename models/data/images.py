@@ -12,7 +12,7 @@ from models.data.dicom import find_series, looks_like_dicom
 from models.data.folder import list_files
 from models.data.readers import format_of, stem_of
 from models.data.sequences import CREDITS, IN_A_FOLDER, find_sequences
-from models.data.sequences import SOURCES as SEQUENCES
+from models.data.shapes import SEQUENCES
 from models.files import atomic_path
 
 log = logging.getLogger(__name__)

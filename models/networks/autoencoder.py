@@ -1,15 +1,16 @@
 """Which autoencoder stands between images and latents: the one place that knows the kinds.
 
 Both kinds are called alike: `forward(x)` gives a reconstruction and what the latents cost, `latents_of(x)` what
-diffusion learns, `images_of(z)` its images, and `downsampling` says how many pixels a latent stands for along each axis.
+diffusion learns, `images_of(z)` its images; `downsampling` says how many pixels a latent stands for along each axis.
 """
 
 from typing import Any
 
 from monai.networks.nets import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.networks.vqgan import VQGAN, VQGANSize
+from models.recompute import recompute_blocks
 
 
 class KLAutoencoder(AutoencoderKL):
@@ -40,7 +41,9 @@ class KLAutoencoder(AutoencoderKL):
         self.kl_weight = kl_weight
         self.downsampling = (2 ** (len(channels) - 1),) * spatial_dims
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (N, 1, *image) -> (N, 1, *image), scalar
+    def forward(  # type: ignore[override]  # MONAI's gives mean and deviation
+        self, x: Tensor
+    ) -> tuple[Tensor, Tensor]:  # (N, 1, *image) -> (N, 1, *image), scalar
         """Reconstruction, and the weighted divergence."""
         reconstruction, mean, deviation = (part.float() for part in super().forward(x))  # (N, C, *latent) twice
         divergence = 0.5 * (mean**2 + deviation**2 - (deviation**2).log() - 1).flatten(1).sum(1).mean()
@@ -57,14 +60,49 @@ class KLAutoencoder(AutoencoderKL):
         return images
 
 
-Autoencoder = VQGAN | KLAutoencoder
+class SliceWise(nn.Module):
+    """An autoencoder of slices over time for stacks of them, as in CardioDiT: each slice is on its own.
+
+    Args:
+        autoencoder: of images (N, 1, H, W, T).
+    """
+
+    def __init__(self, autoencoder: "VQGAN | KLAutoencoder") -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.downsampling = (1, *autoencoder.downsampling)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (N, 1, D, H, W, T) -> (N, 1, D, H, W, T), scalar
+        """Reconstruction, and the mean of what each slice costs."""
+        reconstruction, regularisation = self.autoencoder(slices_of(x))
+        return stacks_of(reconstruction, x.shape[2]), regularisation
+
+    def latents_of(self, x: Tensor) -> Tensor:  # (N, 1, D, H, W, T) -> (N, C, D, *latent)
+        """What diffusion learns, of each slice."""
+        return stacks_of(self.autoencoder.latents_of(slices_of(x)), x.shape[2])
+
+    def images_of(self, latents: Tensor) -> Tensor:  # (N, C, D, *latent) -> (N, 1, D, H, W, T)
+        """Images of latents, slice by slice."""
+        return stacks_of(self.autoencoder.images_of(slices_of(latents)), latents.shape[2])
 
 
-def vq_size(spatial_dims: int, settings: dict[str, Any]) -> VQGANSize:
+def slices_of(stacks: Tensor) -> Tensor:  # (N, C, D, *plane) -> (N * D, C, *plane)
+    """Slices as samples of their own."""
+    return stacks.transpose(1, 2).flatten(0, 1)
+
+
+def stacks_of(slices: Tensor, depth: int) -> Tensor:  # (N * D, C, *plane) -> (N, C, D, *plane)
+    """What `slices_of` took apart."""
+    return slices.unflatten(0, (-1, depth)).transpose(1, 2)
+
+
+Autoencoder = VQGAN | KLAutoencoder | SliceWise
+
+
+def vq_size(axes: int, dims: str, settings: dict[str, Any]) -> VQGANSize:
     """The codebook and levels of `kind: vq`; every level halves all axes, unless `strides` says otherwise."""
-    dims = f"{spatial_dims}d"
     channels = tuple(settings["channels"][dims])
-    strides = settings["strides"] or [[2] * spatial_dims] * len(channels)
+    strides = settings["strides"] or [[2] * axes] * len(channels)
     return VQGANSize(
         channels=channels,
         strides=tuple(tuple(level) for level in strides),
@@ -74,24 +112,30 @@ def vq_size(spatial_dims: int, settings: dict[str, Any]) -> VQGANSize:
     )
 
 
-def build_autoencoder(spatial_dims: int, settings: dict[str, Any]) -> Autoencoder:
-    """An autoencoder of one-channel images.
+def build_autoencoder(
+    spatial_dims: int, settings: dict[str, Any], frames: bool = False, checkpointing: bool = False
+) -> VQGAN | KLAutoencoder:
+    """The network of an autoencoder of one-channel images; of stacks over time, that of a slice.
 
     Args:
         spatial_dims: 2 or 3.
         settings: the config's `autoencoder`, with `channels` of each level and `latent_channels` for `2d` and `3d`.
+        frames: of sequences: the network sees slices over time, (H, W, T).
+        checkpointing: keep no activations inside blocks for the backward pass but compute them anew.
 
     Raises:
         ValueError: if the levels of a VQ-GAN do not agree with each other.
     """
-    dims = f"{spatial_dims}d"
+    dims, axes = f"{spatial_dims}d", 3 if frames else spatial_dims
     if settings.get("kind", "kl") == "vq":
-        return VQGAN(vq_size(spatial_dims, settings))
+        return VQGAN(vq_size(axes, dims, settings), checkpointing)
     channels = tuple(settings["channels"][dims])
-    return KLAutoencoder(spatial_dims, channels, settings["latent_channels"][dims], settings.get("kl_weight", 0.0))
+    network = KLAutoencoder(axes, channels, settings["latent_channels"][dims], settings.get("kl_weight", 0.0))
+    if checkpointing:
+        recompute_blocks(network)
+    return network
 
 
-def downsampling(spatial_dims: int, settings: dict[str, Any]) -> int:
-    """Side of an image over side of its latent."""
-    levels = len(settings["channels"][f"{spatial_dims}d"])
-    return int(2 ** (levels if settings.get("kind", "kl") == "vq" else levels - 1))
+def of_images(network: VQGAN | KLAutoencoder, spatial_dims: int, frames: bool) -> Autoencoder:
+    """A network of `build_autoencoder` as one of whole images, volumes or sequences."""
+    return SliceWise(network) if frames and spatial_dims == 3 else network

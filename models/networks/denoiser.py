@@ -8,34 +8,77 @@ from torch import Tensor, nn
 from models.networks.control import Controlled
 from models.networks.control_adapter import ControlAdapter
 from models.networks.controlnet import LightControlNet
-from models.networks.dit import DiT
-from models.networks.presets import CONTROLS, RECIPES, SYSTEMS, preset_named
-from models.networks.sizes import DIT_SIZES, UNET_SIZES, DiTSize, UNetSize
+from models.networks.dit import DiT, patch_sides
+from models.networks.presets import CONTROLS, PRESETS, RECIPES, SYSTEMS, preset_named
+from models.networks.sizes import DEPTHS, DIT_SIZES, UNET_SIZES, DiTSize, UNetSize
 from models.networks.unet import UNet
+from models.recompute import with_checkpointing
 
 
 def build_denoiser(
-    plan: dict[str, Any], latent_shape: tuple[int, ...], latent_channels: int, patch: int | Sequence[int]
+    plan: dict[str, Any],
+    latent_shape: tuple[int, ...],
+    latent_channels: int,
+    patch: int | Sequence[int],
+    checkpointing: bool = False,
 ) -> nn.Module:
     """The network of a plan row, with `forward(x, t)` on latents (N, C, *latent_shape).
 
     Args:
-        plan: row with `family` and `size`.
-        latent_shape: spatial shape of a latent.
+        plan: row with `family` and `size`: a size of the family, or the name of a published generator.
+        latent_shape: of a latent: 2 or 3 axes, or (D, H, W, T), of which a U-Net convolves (H, W, T).
         latent_channels: C.
-        patch: side of a transformer's token, or its sides.
+        patch: side of a transformer's token, or its sides; a published generator has its own.
+        checkpointing: keep no activations inside blocks for the backward pass but compute them anew.
+
+    Raises:
+        ValueError: if the network cannot take latents of this shape.
     """
+    family, name = plan["family"], plan["size"]
+    if name in PRESETS:
+        network = build_preset(name, latent_shape, latent_channels)
+    elif family == "dit":
+        network = DiT(latent_shape, latent_channels, DIT_SIZES[name], patch)
+    else:
+        network = build_unet(UNET_SIZES[name], latent_shape, latent_channels, DEPTHS[family])
+    return with_checkpointing(network) if checkpointing else network
+
+
+def build_unet(size: UNetSize, latent_shape: tuple[int, ...], latent_channels: int, depth: str | None) -> nn.Module:
+    """A U-Net over 2 or 3 axes, or over the (H, W, T) of (D, H, W, T) with D as `depth` says; see `DepthFolded`."""
+    if len(latent_shape) < 4:
+        return UNet(len(latent_shape), latent_channels, size)
+    inputs = latent_channels * latent_shape[0] if depth == "channels" else latent_channels
+    return DepthFolded(UNet(3, inputs, size), depth or "samples")
+
+
+def multiples(plan: dict[str, Any], axes: int, patch: int | Sequence[int]) -> tuple[int, ...]:
+    """What the sides of a latent must be multiples of, for the network of a plan row; arguments as `build_denoiser`'s.
+
+    Raises:
+        ValueError: if the patch has another number of sides than the latent has axes.
+    """
+    preset = PRESETS.get(plan["size"])
     if plan["family"] == "dit":
-        return DiT(latent_shape, latent_channels, DIT_SIZES[plan["size"]], patch)
-    return UNet(len(latent_shape), latent_channels, UNET_SIZES[plan["size"]])
+        return patch_sides(preset.patch or 1 if preset else patch, axes)
+    size = preset.size if preset else UNET_SIZES[plan["size"]]
+    assert isinstance(size, UNetSize)  # of any family but the transformers'
+    halved = (2 ** (len(size.channels) - 1),) * min(axes, 3)
+    return halved if axes < 4 else (1, *halved)
 
 
-def build_preset(name: str, latent_shape: tuple[int, ...] | None = None, checkpointing: bool = False) -> nn.Module:
+def build_preset(
+    name: str,
+    latent_shape: tuple[int, ...] | None = None,
+    latent_channels: int | None = None,
+    checkpointing: bool = False,
+) -> nn.Module:
     """The denoiser of a published generator, with `forward(x, t)` on latents (N, C, *latent_shape).
 
     Args:
         name: of `PRESETS`.
         latent_shape: shape of a latent; None: as published.
+        latent_channels: C; None: as published.
         checkpointing: of a transformer, see `DiT`.
 
     Raises:
@@ -46,13 +89,10 @@ def build_preset(name: str, latent_shape: tuple[int, ...] | None = None, checkpo
     shape = system.latent if latent_shape is None else tuple(latent_shape)
     if len(shape) != len(system.latent):
         raise ValueError(f"preset: {name} takes latents of {len(system.latent)} axes, and {shape} has {len(shape)}")
-    channels = system.latent_channels
+    channels = latent_channels or system.latent_channels
     if isinstance(size, DiTSize):
         return DiT(shape, channels, size, preset.patch or 1, RECIPES[preset.system].dropout, checkpointing)
-    if preset.depth is None:
-        return UNet(len(shape), channels, size)
-    inputs = channels * shape[0] if preset.depth == "channels" else channels
-    return DepthFolded(UNet(len(shape) - 1, inputs, size), preset.depth)
+    return build_unet(size, shape, channels, preset.depth)
 
 
 def build_control(name: str, base: nn.Module, labels: int, image_shape: tuple[int, ...]) -> Controlled:

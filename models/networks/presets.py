@@ -87,8 +87,15 @@ class Preset:
 
     @property
     def family(self) -> str:
-        """`dit` or `unet`."""
-        return "dit" if isinstance(self.size, DiTSize) else "unet"
+        """As in the matrix: `dit`, `unet` or `unet-slices`."""
+        if isinstance(self.size, DiTSize):
+            return "dit"
+        return "unet-slices" if self.depth == "samples" else "unet"
+
+    @property
+    def axes(self) -> int:
+        """Of its images, time among them."""
+        return len(SYSTEMS[self.system].image)
 
     @property
     def tokens(self) -> int | None:

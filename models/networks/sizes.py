@@ -1,6 +1,8 @@
 """Model sizes as one table: what `size` in the matrix means for each family."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,30 @@ CARDIODIT_SIZES = {
 MEDLORD_SIZE = UNetSize((64, 128, 256, 512), (False, False, True, True), 2, 32, groups=32)
 
 SIZES = tuple(DIT_SIZES)  # of the matrix
+
+# Families of the matrix, and how their U-Nets take the D of stacks over time, (D, H, W, T): as channels of one image,
+# or each slice on its own, ignorant of the others. These two are the baselines of CardioDiT's study.
+DEPTHS = {"unet": "channels", "unet-slices": "samples", "dit": None}
+FAMILIES = tuple(DEPTHS)
+
+
+def downsampling(axes: int, dims: str, settings: dict[str, Any]) -> tuple[int, ...]:
+    """How many pixels of an image a latent of the config's autoencoder stands for, along each of its axes.
+
+    Args:
+        axes: of what the autoencoder sees: 2 for images, 3 for volumes and for slices over time.
+        dims: `2d` or `3d`, whose values hold.
+        settings: the config's `autoencoder`.
+
+    Raises:
+        ValueError: if `autoencoder.strides` do not go with the axes or the levels.
+    """
+    levels = len(settings["channels"][dims])
+    if settings["kind"] == "kl":
+        return (2 ** (levels - 1),) * axes
+    strides = settings["strides"] or [[2] * axes] * levels
+    if len(strides) != levels:
+        raise ValueError(f"autoencoder.strides: {len(strides)} levels, but autoencoder.channels.{dims} has {levels}")
+    if any(len(level) != axes for level in strides):
+        raise ValueError(f"autoencoder.strides: each level needs a stride for each of the {axes} axes of its images")
+    return tuple(math.prod(level[axis] for level in strides) for axis in range(axes))

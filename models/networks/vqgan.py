@@ -78,7 +78,7 @@ class VQGAN(nn.Module):
             in_channels=size.code_channels, out_channels=1, upsample_parameters=up, output_act=None, **shared
         )
         self.quantiser = Quantiser(size.codes, size.code_channels, size.decay, size.commitment, size.restart_below)
-        self.checkpointing = checkpointing
+        self.checkpointing, self.latent_channels = checkpointing, size.code_channels
         self.downsampling = tuple(
             math.prod(size.strides[level][axis] for level in range(levels)) for axis in range(dims)
         )

@@ -31,7 +31,7 @@ from emissions.retries import merge
 from emissions.schedule.propose import write_schedule
 from emissions.tables import read_table, write_table
 from emissions.uncertainty import STARTUP_ERROR, Interval, combine, unseen
-from tests.emissions.studies import FOLDERS, carbon
+from tests.emissions.studies import FOLDERS, carbon, items_of
 
 COMPARISONS = (
     "by_size", "by_resolution", "by_stage", "by_sampler", "by_devices",
@@ -73,18 +73,22 @@ class Example:
         return self.results / "plan.csv"
 
 
-def write_example(results: Path, *, zone: str = "DE", gpu: bool = False, small: bool = False) -> Example:
+def write_example(
+    results: Path, *, zone: str = "DE", gpu: bool = False, small: bool = False, moving: bool = False
+) -> Example:
     """Write a results/ folder.
 
-    gpu: measured by RAPL and NVML, not estimated; small: one 2D model and run, and no attempt that ended early.
+    gpu: measured by RAPL and NVML, not estimated; small: one 2D model and run, and no attempt that ended early;
+    moving: of sequences, in 2D+t and 3D+t.
     """
-    runs = _small_plan() if small else _plan()
+    runs = _small_plan() if small else _moving_plan() if moving else _plan()
     plan = pd.DataFrame(runs)
     write_table(plan, results / "plan.csv")
     clock = datetime(2026, 11, 23, 9, 12, tzinfo=UTC)
     journal, records = results / "emissions" / "journal.jsonl", []
     early = {} if small else dict(EARLY)
-    for stage, phase in STAGES.items():
+    for stage in dict.fromkeys(stage for stage, _ in items_of(plan)):
+        phase = STAGES[stage]
         for item, row in plan.drop_duplicates(phase.key).set_index(phase.key, drop=False).iterrows():
             attempts, kept_kwh = _attempts(stage, str(item), row, clock, gpu, early.pop(stage, ()))
             duration_s = sum(attempt["duration_s"] + 4 for attempt in attempts)
@@ -99,9 +103,10 @@ def write_example(results: Path, *, zone: str = "DE", gpu: bool = False, small: 
     ledger, attempts_path, priced = (example.tables / f"{name}.csv" for name in ("ledger", "attempts", "priced"))
     write_ledger(example.plan, records, journal, ledger, attempts_path)
     write_prices(ledger, attempts_path, [], priced, carbon(zone=zone, pue=1.1))
-    outputs = {name: example.tables / f"{name}.csv" for name in COMPARISONS}
+    outputs = {name: example.tables / f"{name}.csv" for name in (*COMPARISONS, *(["motion"] if moving else []))}
     scores = [results / "runs" / run["run"] / "fidelity.json" for run in runs]
-    write_comparisons(priced, example.plan, scores, outputs, year=2024, pue=1.1)
+    motion = [path.with_name("motion.json") for path in scores if moving]
+    write_comparisons(priced, example.plan, scores, outputs, year=2024, pue=1.1, motion_paths=motion)
     _write_savings(example, ledger, attempts_path, carbon(zone=zone, pue=1.1), acted=not small)
     write_schedule(ledger, example.plan, example.tables / "schedule.csv", carbon(zone=zone, pue=1.1), slack_h=24)
     return example
@@ -138,6 +143,14 @@ def _small_plan() -> list[dict[str, Any]]:
     return [_run("unet", "nano", 2, 32, "dpmpp", 2, 4)]
 
 
+def _moving_plan() -> list[dict[str, Any]]:
+    samplers = (("ddim", 50), ("dpmpp", 20))
+    return [
+        _run("dit", "nano", dims, 48, sampler, steps, 8) | {"frames": 12}
+        for dims, (sampler, steps) in product((2, 3), samplers)
+    ]
+
+
 def _run(family: str, size: str, dims: int, resolution: int, sampler: str, steps: int, samples: int) -> dict[str, Any]:
     cohort = f"ct-{dims}d-{resolution}"
     model = f"{family}-{size}-{cohort}-x1-s0"
@@ -164,6 +177,7 @@ def _seconds(stage: str, row: pd.Series) -> float:
         "train_diffusion": 8.0 + 12 * parameters**0.6 * cells**0.5,
         "generate_samples": 0.02 * row["steps"] * row["samples"] / 8 * (1 + parameters**0.5) * cells**0.8,
         "audit_fidelity": 1.5 + cells / 16,
+        "audit_motion": 0.5,
     }[stage]
 
 
@@ -241,6 +255,8 @@ def _write_artefacts(results: Path, plan: pd.DataFrame) -> Example:
         folder = results / "runs" / row["run"]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "fidelity.json").write_text(json.dumps(_scores(row, position)), encoding="utf-8")
+        if "frames" in row:
+            (folder / "motion.json").write_text(json.dumps(_motion(row)), encoding="utf-8")
         pictures.append(_write_picture(folder / "samples.png", row, 0.15, rng))
     return Example(results, cohorts, pictures, real)
 
@@ -255,8 +271,17 @@ def _cohort(row: pd.Series) -> dict[str, Any]:
         "patients_train": 3 if volumes else 4, "patients_heldout": 1,
         "images_train": 3 if volumes else 351,
         "images_heldout": 1 if volumes else 83, "copies": 24 if volumes else 4,
-        "skipped": skipped, "credit": "made-up example, not images of people",
+        "skipped": skipped, "credit": "made-up example, not images of people", **_of_frames(row),
     }  # fmt: skip
+
+
+def _of_frames(row: pd.Series) -> dict[str, Any]:
+    """What cohort.json says of sequences only."""
+    if "frames" not in row:
+        return {}
+    side, slices = int(row["resolution"]), [6] if row["spatial_dims"] == 3 else []
+    shape = [*slices, side, side, int(row["frames"])]
+    return {"frames": shape[-1], "shape": shape, "patients": [{"patient": "made-up", "synthetic": True}]}
 
 
 def _scores(row: pd.Series, position: int) -> dict[str, Any]:
@@ -269,6 +294,26 @@ def _scores(row: pd.Series, position: int) -> dict[str, Any]:
         "kid_efficientnet_lite0": distance / 2500, "kid_efficientnet_lite0_std": 0.004,
         "ms_ssim": 0.41, "ms_ssim_real": 0.36, "not_computed": "",
     }  # fmt: skip
+
+
+def _motion(row: pd.Series) -> dict[str, Any]:
+    """Of stacks all figures, of single slices those over time; samples are a little worse than held-out ones."""
+    stacks = bool(row["spatial_dims"] == 3)
+    found: dict[str, Any] = {"run": row["run"], "frames": row["frames"]}
+    for prefix, count, worse in (("", 8, 0.1), ("heldout_", 2, 0.0), ("train_", 6, 0.0)):
+        figures = {
+            "temporal_coherence": 0.5 - worse - row["steps"] * worse / 1000, "cycle_gap": 0.9,
+            "slice_consistency": 0.88 - worse if stacks else None, "slice_synchrony": 0.3 - worse if stacks else None,
+            "ejection_fraction": 0.41 - worse if stacks else None, "thickening": 0.33 - worse if stacks else None,
+        }  # fmt: skip
+        found[f"{prefix}sequences"] = count
+        found[f"{prefix}hearts"] = count - bool(worse) if stacks else None
+        for name, value in figures.items():
+            found |= {prefix + name: value, f"{prefix}{name}_std": None if value is None else value / 10}
+    for split in ("heldout", "train"):
+        known = {f"{split}_true_ejection_fraction": 0.46, f"{split}_true_ejection_fraction_std": None}
+        found |= known if stacks else dict.fromkeys(known)
+    return found | {"not_computed": "" if stacks else "ejection fraction: a single slice has no volume"}
 
 
 def _write_picture(path: Path, row: pd.Series, noise: float, rng: np.random.Generator) -> Path:

@@ -102,8 +102,9 @@ def early_attempt(record: dict[str, Any], outcome: str, number: int, share: floa
 
 
 def items_of(plan: pd.DataFrame) -> list[tuple[str, str]]:
-    """Every (stage, item) of a plan, in the study's order."""
-    return [(stage, item) for stage, phase in STAGES.items() for item in plan[phase.key].unique()]
+    """Every (stage, item) of a plan of images that follow no masks, in the study's order."""
+    known = [*ENERGY_KWH, *(["audit_motion"] if "frames" in plan and plan["frames"].any() else [])]
+    return [(stage, item) for stage, phase in STAGES.items() if stage in known for item in plan[phase.key].unique()]
 
 
 def write_study(

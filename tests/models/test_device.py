@@ -18,9 +18,9 @@ def test_levels_two_voxels_deep_are_trained_in_float32_on_cpus():
 
 
 def test_depths_are_those_of_the_3d_convolutions():
-    settings = {"channels": {"2d": [32, 64], "3d": [32, 64, 64]}}
-    assert autoencoder_depths(32, settings, "3d") == [32, 16, 8]
-    assert autoencoder_depths(32, settings, "2d") == []
+    settings = {"kind": "kl", "channels": {"2d": [32, 64], "3d": [32, 64, 64]}}
+    assert autoencoder_depths((32, 32, 32), settings, "3d") == [32, 16, 8]
+    assert autoencoder_depths((32, 32), settings, "2d") == []
     assert level_depths({"family": "unet", "size": "nano"}, (4, 8, 8)) == [4, 2]
     assert level_depths({"family": "unet", "size": "XS"}, (8, 8, 8)) == [8, 4, 2]
     assert level_depths({"family": "dit", "size": "XS"}, (8, 8, 8)) == []

@@ -89,7 +89,6 @@ def test_include_fills_in_the_factors_it_leaves_out():
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"matrix__resolution": [50]}, r"matrix\.resolution: 50 cannot be halved 2 times"),
         ({"matrix__steps": [301]}, r"matrix\.steps: 301 is more than diffusion\.timesteps, 300"),
         (
             {"matrix__steps": [40]},
@@ -102,8 +101,23 @@ def test_include_fills_in_the_factors_it_leaves_out():
         ),
         ({"matrix__devices": [3]}, r"diffusion\.batch_size\.2d: 8 cannot be shared evenly by 3 devices"),
         ({"matrix__seed": [1, 1]}, r"matrix\.seed: a value is there twice"),
-        ({"diffusion__patch": 3}, r"diffusion\.patch: the latent of resolution 32 has side 8, which 3 does not divide"),
-        ({"matrix__resolution": [36]}, r"matrix\.resolution: the latent of resolution 36 has side 9"),
+        ({"diffusion__patch": [2, 2, 1]}, r"diffusion\.patch: \[2, 2, 1\] has 3 sides, and images here have 2 axes"),
+        ({"matrix__size": ["voldit-S/8"]}, r"matrix\.size: voldit-S/8 is not .*did you mean voldit-S/[24]"),
+        ({"matrix__size": ["voldit-S/4"]}, r"matrix\.size: voldit-S/4 is a dit; set matrix\.family to \[dit\]"),
+        (
+            {"matrix__family": ["dit"], "matrix__size": ["voldit-S/4"]},
+            r"matrix\.size: voldit-S/4 is for images of 3 axes, and these have 2",
+        ),
+        ({"matrix__family": ["unet-slices"]}, r"matrix\.family: unet-slices is for stacks of slices over time"),
+        ({"images__frames": 8}, r"images\.frames: 8, but images\.source bundled has still images"),
+        (
+            {"autoencoder__kind": "vq", "autoencoder__strides": [[2, 2], [2, 2]]},
+            r"autoencoder\.strides: 2 levels, but autoencoder\.channels\.2d has 3",
+        ),
+        (
+            {"autoencoder__kind": "vq", "autoencoder__strides": [[2, 2, 2]] * 3},
+            r"autoencoder\.strides: each level needs a stride for each of the 2 axes",
+        ),
         ({"autoencoder__crop": {"2d": 30, "3d": 16}}, r"autoencoder\.crop\.2d: 30 must be a multiple of 4"),
         ({"matrix__exclude": [{"spatial_dims": [2, 3]}]}, "no run is left"),
     ],

@@ -26,6 +26,7 @@ AUTOENCODER = {
     "perceptual_weight": 0,
     "spectral_weight": 0,
     "adversarial_weight": 0,
+    "discriminator": {"channels": 8, "layers": 1, "kernel": 4, "rate": 0.5, "warmup": 0.2},
     "channels": {"2d": [16, 16], "3d": [16, 16]},
     "latent_channels": {"2d": 2, "3d": 2},
     "kl_weight": 1e-6,
@@ -45,7 +46,7 @@ DIFFUSION = {
     "ema_decay": 0.9,
     "patch": 2,
 }
-TRAINING = {"precision": "fp32", "checkpoint_every_s": 60}
+TRAINING = {"precision": "fp32", "checkpoint_every_s": 60, "activation_checkpointing": False}
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +65,10 @@ def trained(request, tmp_path_factory):
         np.save(folder / f"{split}.npy", rng.uniform(-1, 1, (number, 1, *(16,) * dims)).astype(np.float32))
     (folder / "cohort.json").write_text(json.dumps({"cohort": "c"}))
     plan = {"autoencoder": "ae", "spatial_dims": dims, "resolution": 16, "model": "m", "family": "unet", "size": "nano"}
+    plan |= {"frames": 0}
     plan |= {"devices": 1, "seed": 0, "run": "r", "sampler": "ddim", "steps": 4, "samples": 3}
     work = train_autoencoder(plan, AUTOENCODER, TRAINING, folder, folder / "ae.pt", folder / "ae.json")
-    encoded = encode_latents(folder, folder / "ae.pt", folder / "latents.pt", 4)
+    encoded = encode_latents(folder, folder / "ae.pt", folder / "latents.pt")
     return folder, plan, work, encoded
 
 
@@ -100,14 +102,14 @@ def test_a_trained_model_generates(trained, family, tmp_path):
     work = train_diffusion(plan, DIFFUSION, TRAINING, folder / "latents.pt", tmp_path / "m.pt", tmp_path / "m.json")
     assert work["images_seen"] == DIFFUSION["images"][f"{plan['spatial_dims']}d"]
     paths = (tmp_path / "m.pt", folder / "ae.pt", tmp_path / "s.npy", tmp_path / "s.json")
-    made = generate_samples(plan, 2, "fp32", *paths)
+    made = generate_samples(plan, 2, None, "fp32", *paths)
     samples = np.load(tmp_path / "s.npy")
     assert samples.shape == (3, 1, *(16,) * plan["spatial_dims"])
     assert made["samples"] == 3
     per_pass = checkpoint.load(tmp_path / "m.pt")["flops"]
     assert work["flops"] == 3 * per_pass * work["images_seen"]
     assert made["flops"] == 3 * (4 * per_pass + load_autoencoder(folder / "ae.pt")[1]["decode"])
-    generate_samples(plan, 2, "fp32", *paths)
+    generate_samples(plan, 2, None, "fp32", *paths)
     assert np.array_equal(np.load(tmp_path / "s.npy"), samples)  # the seed decides
 
 
@@ -230,7 +232,7 @@ def test_several_processes_leave_together_and_go_on_or_stop_as_they_are_told(tra
 
 def test_a_crop_is_a_part_of_the_image():
     image = torch.arange(2 * 6 * 6.0).view(2, 6, 6)
-    crop = random_crop(image, 4, torch.Generator().manual_seed(1))
+    crop = random_crop(image, (4, 4), torch.Generator().manual_seed(1))
     assert crop.shape == (2, 4, 4)
     assert torch.equal(crop[1] - crop[0], torch.full((4, 4), 36.0))
-    assert torch.equal(random_crop(image, 6, torch.Generator()), image)
+    assert torch.equal(random_crop(image, (6, 6), torch.Generator()), image)

@@ -23,8 +23,9 @@ def overlay(folder: Path, text: str) -> Path:
         ("carbn: {zone: DE}", "unknown key `carbn`; did you mean `carbon`?"),
         ("diffusion: {pach: 2}", "unknown key `diffusion.pach`; did you mean `patch`?"),
         ("carbon: {zone: GERMONY}", "GERMONY"),
-        ("matrix: {resolution: [18]}", "matrix.resolution"),
+        ("matrix: {size: [voldit-S/8]}", "matrix.size: voldit-S/8 is not one of nano"),
         ("matrix: {steps: ['3']}", "`matrix.steps.0`: '3' is not of type 'integer'"),
+        ("control: {labels: {fat: [-250, -30]}}", "control.labels.fat"),
     ],
 )
 def test_a_wrong_config_is_told_before_anything_runs(tmp_path, text, told):

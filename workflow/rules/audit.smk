@@ -1,4 +1,4 @@
-"""Audit. Needs cohorts and samples; makes fidelity figures, and pictures of real and generated images."""
+"""Audit. Needs cohorts and samples; makes figures of fidelity and motion, and pictures of real and generated images."""
 
 
 rule extract_reference_features:
@@ -51,3 +51,59 @@ rule audit_fidelity:
         source=source_of("models/audit"),
     script:
         "../scripts/audit_fidelity.py"
+
+
+rule audit_motion:
+    """How the sequences of a run move and hold together, beside held-out and training ones."""
+    input:
+        samples="results/runs/{run}/samples.npy",
+        reference=lambda wildcards: f"{cohort_of_run(wildcards)}/reference_features.npz",
+        cohort=lambda wildcards: f"{cohort_of_run(wildcards)}/cohort.json",
+    output:
+        motion="results/runs/{run}/motion.json",
+        record="results/runs/{run}/emissions/audit_motion.json",
+        trace="results/runs/{run}/emissions/audit_motion.power.parquet",
+        codecarbon="results/runs/{run}/emissions/audit_motion.codecarbon.csv",
+    log:
+        "results/runs/{run}/logs/audit_motion.log",
+    threads: JOB_THREADS
+    resources:
+        gpu=0,
+        slurm_extra=begin_of_study,
+    params:
+        plan=run_row,
+        source=source_of("models/audit"),
+    script:
+        "../scripts/audit_motion.py"
+
+
+rule audit_adherence:
+    """Whether a run's controlled samples follow their masks, and a picture of both."""
+    input:
+        samples="results/runs/{run}/controlled.npy",
+        masks="results/runs/{run}/masks.npy",
+        info="results/runs/{run}/controlled.json",
+        cohort=lambda wildcards: [
+            f"{cohort_of_run(wildcards)}/{name}"
+            for name in ("train.npy", "heldout.npy", "cohort.json")
+        ],
+        autoencoder=autoencoder_of_run,
+    output:
+        adherence="results/runs/{run}/adherence.json",
+        picture="results/runs/{run}/controlled.png",
+        record="results/runs/{run}/emissions/audit_adherence.json",
+        trace="results/runs/{run}/emissions/audit_adherence.power.parquet",
+        codecarbon="results/runs/{run}/emissions/audit_adherence.codecarbon.csv",
+    log:
+        "results/runs/{run}/logs/audit_adherence.log",
+    threads: JOB_THREADS
+    resources:
+        gpu=1,
+        slurm_extra=begin_of_study,
+    params:
+        plan=run_row,
+        settings=config["audit"],
+        cohort_dir=cohort_of_run,
+        source=source_of("models/audit", "models/data/masks.py"),
+    script:
+        "../scripts/audit_adherence.py"

@@ -1,12 +1,15 @@
 """Carbon: from energy to emissions here, elsewhere and at other times. Only this chapter knows a zone.
 
 Needs: results/emissions/ledger.csv and attempts.csv, the power traces, results/plan.csv, the scores of every run.
-Makes: results/emissions/priced.csv, by_*.csv, fidelity.csv, whatif.csv, schedule.csv and savings.csv.
+Makes: results/emissions/priced.csv, by_*.csv, fidelity.csv, motion.csv (of sequences), adherence.csv (to masks),
+whatif.csv, schedule.csv and savings.csv.
 """
 
 COMPARISONS = [
     *("by_size", "by_resolution", "by_stage", "by_sampler", "by_devices"),
     *("by_model", "by_method", "by_zone", "by_season", "by_hour", "fidelity"),
+    *(["motion"] if config["images"]["frames"] else []),
+    *(["adherence"] if CONTROLLED else []),
 ]
 
 
@@ -51,6 +54,8 @@ rule compare_emissions:
         priced="results/emissions/priced.csv",
         plan="results/plan.csv",
         scores=artefacts("runs", "fidelity.json"),
+        motion=artefacts("runs", "motion.json") if config["images"]["frames"] else [],
+        adherence=artefacts("runs", "adherence.json") if CONTROLLED else [],
     output:
         **{name: f"results/emissions/{name}.csv" for name in COMPARISONS},
     log:

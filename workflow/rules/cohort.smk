@@ -17,7 +17,10 @@ rule fetch_images:
         slurm_extra=begin_of_study,
     params:
         plan=images_row,
-        settings={key: config["images"].get(key) for key in ("name", "source", "path")},
+        settings={
+            key: config["images"][key]
+            for key in ("name", "source", "path", "sequences", "seed")
+        },
         files=source_state(config["images"]),
         source=source_of("models/data/bundled.py", "models/data/images.py"),
     script:

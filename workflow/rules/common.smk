@@ -8,6 +8,7 @@ from snakemake.exceptions import WorkflowError
 
 from emissions.acting.starts import begin_option, finish, wait_for_start
 from emissions.grid.choice import check_carbon
+from models.conditional.choice import NOT_TRAINED, check_control
 from models.config import check_config
 from models.plan import COLUMNS, make_plan
 
@@ -15,6 +16,7 @@ try:
     check_config(config, workflow.source_path("../schemas/config.schema.yaml"))
     check_carbon(config["carbon"])
     plan = make_plan(config)
+    check_control(config, plan.models.values())
 except (ValueError, FileNotFoundError) as error:
     raise WorkflowError(str(error)) from None
 
@@ -47,6 +49,12 @@ STAGES = {
     "models": ["train_diffusion"],
     "runs": ["generate_samples", "audit_fidelity"],
 }
+if config["images"]["frames"]:
+    STAGES["runs"].append("audit_motion")
+CONTROLLED = bool(config["control"]["labels"])
+if CONTROLLED:
+    STAGES["models"] += ["train_control"]
+    STAGES["runs"] += ["generate_controlled", "audit_adherence"]
 
 
 def images_row(wildcards):
@@ -83,6 +91,18 @@ def cohort_of_autoencoder(wildcards):
 
 def latents_of_model(wildcards):
     return f"results/autoencoders/{model_row(wildcards)['autoencoder']}/latents.pt"
+
+
+def autoencoder_of_model(wildcards):
+    return f"results/autoencoders/{model_row(wildcards)['autoencoder']}/autoencoder.pt"
+
+
+def cohort_of_model(wildcards):
+    return f"results/cohorts/{model_row(wildcards)['cohort']}"
+
+
+def branch_of_run(wildcards):
+    return f"results/models/{run_row(wildcards)['model']}/control.pt"
 
 
 def model_of_run(wildcards):

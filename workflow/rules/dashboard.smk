@@ -18,6 +18,7 @@ rule build_dashboard:
         cohorts=artefacts("cohorts", "cohort.json"),
         pictures=artefacts("runs", "samples.png"),
         real_pictures=artefacts("cohorts", "real.png"),
+        controlled_pictures=artefacts("runs", "controlled.png") if CONTROLLED else [],
     output:
         page=report(
             "results/dashboard/index.html",
@@ -37,6 +38,8 @@ rule build_dashboard:
             "emissions/acting/savings.py",
             "emissions/extremes.py",
             "emissions/methods_section.py",
+            "emissions/adherence_section.py",
+            "emissions/motion_section.py",
             "emissions/charts.py",
             "emissions/waste.py",
             "emissions/breakdown.py",

@@ -26,7 +26,14 @@ rule train_autoencoder:
         training=config["training"],
         cohort_dir=cohort_of_autoencoder,
         source=source_of(
-            "models/autoencode.py", "models/loop.py", "models/networks/autoencoder.py"
+            "models/autoencode.py",
+            "models/loop.py",
+            "models/adversarial.py",
+            "models/losses.py",
+            "models/networks/autoencoder.py",
+            "models/networks/vqgan.py",
+            "models/networks/quantiser.py",
+            "models/networks/discriminator.py",
         ),
     script:
         "../scripts/train_autoencoder.py"
@@ -51,9 +58,7 @@ rule encode_latents:
     params:
         plan=autoencoder_row,
         cohort_dir=cohort_of_autoencoder,
-        batch_size=lambda wildcards: config["autoencoder"]["batch_size"][
-            f"{autoencoder_row(wildcards)['spatial_dims']}d"
-        ],
+        source=source_of("models/coding.py", "models/streaming.py"),
     script:
         "../scripts/encode_latents.py"
 
@@ -86,3 +91,49 @@ rule train_diffusion:
         ),
     script:
         "../scripts/train_diffusion.py"
+
+
+rule train_control:
+    """Train the branch that makes a model follow masks; the model stays as it is."""
+    input:
+        cohort=lambda wildcards: [
+            f"{cohort_of_model(wildcards)}/{name}"
+            for name in ("train.npy", "heldout.npy", "cohort.json")
+        ],
+        latents=latents_of_model,
+        autoencoder=autoencoder_of_model,
+        model=rules.train_diffusion.output.model,
+    output:
+        branch="results/models/{model}/control.pt",
+        info="results/models/{model}/control_training.json",
+        record="results/models/{model}/emissions/train_control.json",
+        trace="results/models/{model}/emissions/train_control.power.parquet",
+        codecarbon="results/models/{model}/emissions/train_control.codecarbon.csv",
+    log:
+        "results/models/{model}/logs/train_control.log",
+    threads: JOB_THREADS
+    resources:
+        gpu=1,
+        slurm_extra=begin_of_study,
+    params:
+        plan=model_row,
+        settings={
+            key: value
+            for key, value in config["control"].items()
+            if key not in NOT_TRAINED
+        },
+        training=config["training"],
+        cohort_dir=cohort_of_model,
+        source=source_of(
+            "models/conditional/train.py",
+            "models/conditional/branch.py",
+            "models/conditional/choice.py",
+            "models/loop.py",
+            "models/data/masks.py",
+            "models/networks/control.py",
+            "models/networks/control_adapter.py",
+            "models/networks/controlnet.py",
+            "models/diffusion/process.py",
+        ),
+    script:
+        "../scripts/train_control.py"

@@ -12,6 +12,7 @@ with unmetered(snakemake):
         cohorts=snakemake.input.cohorts,
         pictures=snakemake.input.pictures,
         real_pictures=snakemake.input.real_pictures,
+        controlled_pictures=snakemake.input.controlled_pictures,
         title=snakemake.params.title,
         out_path=snakemake.output.page,
     )

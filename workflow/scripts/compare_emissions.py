@@ -9,6 +9,8 @@ with unmetered(snakemake):
         priced_path=snakemake.input.priced,
         plan_path=snakemake.input.plan,
         fidelity_paths=snakemake.input.scores,
+        motion_paths=snakemake.input.motion,
+        adherence_paths=snakemake.input.adherence,
         outputs=dict(snakemake.output.items()),
         year=carbon["year"],
         pue=carbon["pue"],

@@ -8,6 +8,5 @@ with stage(snakemake) as metered:
         cohort_dir=snakemake.params.cohort_dir,
         autoencoder_path=snakemake.input.autoencoder,
         latents_path=snakemake.output.latents,
-        batch_size=snakemake.params.batch_size,
     )
     metered.work(**work)

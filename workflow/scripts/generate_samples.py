@@ -7,6 +7,7 @@ with stage(snakemake) as metered:
     work = generate_samples(
         plan=snakemake.params.plan,
         batch_size=snakemake.params.batch_size,
+        slab_gb=snakemake.params.slab_gb,
         precision=snakemake.params.precision,
         model_path=snakemake.input.model,
         autoencoder_path=snakemake.input.autoencoder,

@@ -6,6 +6,7 @@ import torch
 from monai.metrics.regression import compute_ms_ssim
 
 from models.audit.diversity import WEIGHTS, draw_pairs, mean_pairwise_ms_ssim, ms_ssim, ms_ssim_scales
+from models.audit.views import Images
 from tests.models.audit.pictures_of import blobs
 
 
@@ -46,6 +47,25 @@ def test_mean_over_pairs() -> None:
     images = blobs(3, (32, 32))
     unit = (torch.from_numpy(images) + 1) / 2
     expected = ms_ssim(unit[[0, 0, 1]], unit[[1, 2, 2]]).mean()
-    assert mean_pairwise_ms_ssim(images, 64) == pytest.approx(float(expected))
-    assert mean_pairwise_ms_ssim(np.repeat(images[:1], 4, axis=0), 64) == pytest.approx(1)
-    assert mean_pairwise_ms_ssim(images[:1], 64) is None
+    assert mean_pairwise_ms_ssim(Images(images), 64) == pytest.approx(float(expected))
+    assert mean_pairwise_ms_ssim(Images(np.repeat(images[:1], 4, axis=0)), 64) == pytest.approx(1)
+    assert mean_pairwise_ms_ssim(Images(images[:1]), 64) is None
+
+
+def test_sequences_are_compared_over_time() -> None:
+    """A single slice over time is a block of three axes; the same frames in another order are not alike."""
+    pair = blobs(2, (16, 18, 12))
+    unit = (torch.from_numpy(pair) + 1) / 2
+    assert mean_pairwise_ms_ssim(Images(pair, moving=True), 64) == pytest.approx(float(ms_ssim(unit[:1], unit[1:])))
+    out_of_step = np.concatenate([pair[:1], np.roll(pair[:1], 6, axis=-1)])
+    value = mean_pairwise_ms_ssim(Images(out_of_step, moving=True), 64)
+    assert value is not None
+    assert value < 0.9
+
+
+def test_stacks_over_time_are_compared_slice_by_slice() -> None:
+    """The mean over slices of what each would have as a sequence of its own."""
+    stacks = blobs(3, (2, 16, 18, 12))
+    slices = [mean_pairwise_ms_ssim(Images(stacks[:, :, place], moving=True), 64) for place in (0, 1)]
+    assert mean_pairwise_ms_ssim(Images(stacks, moving=True), 64) == pytest.approx(np.mean(slices))
+    assert mean_pairwise_ms_ssim(Images(np.repeat(stacks[:1], 3, axis=0), moving=True), 64) == pytest.approx(1)

@@ -17,7 +17,9 @@ SETTINGS = {"slices_per_volume": 6, "ms_ssim_pairs": 10, "picture_samples": 4}
 Array = NDArray[np.float32]
 
 
-def make_cohort(folder: Path, shape: tuple[int, ...], train: int = 6, heldout: int = 5) -> None:
+def make_cohort(
+    folder: Path, shape: tuple[int, ...], train: int = 6, heldout: int = 5, frames: int | None = None
+) -> None:
     """A cohort as `prepare_cohort` writes it; augmented copies, which the audit must not look at, are NaN."""
     originals = blobs(train, shape, seed=1)
     np.save(folder / "train.npy", np.concatenate([originals, np.full_like(originals, np.nan)]))
@@ -28,6 +30,9 @@ def make_cohort(folder: Path, shape: tuple[int, ...], train: int = 6, heldout: i
         "patients_heldout": 1,
         "images_train": train,
         "spacing_mm": None,
+        "frames": frames,
+        "spatial_dims": len(shape) - bool(frames),
+        "patients": [{"modality": "MR", "synthetic": False, "split": "train", "images": 1}],
     }
     (folder / "cohort.json").write_text(json.dumps(about))
 
@@ -150,3 +155,28 @@ def test_bad_input_is_one_clear_line(images: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"heldout\.npy: 2 of 2 images hold values that are not finite"):
         extract(tmp_path)
     assert not (tmp_path / "reference_features.npz").exists()
+
+
+def test_sequences_of_single_slices(tmp_path: Path) -> None:
+    """Five axes with frames are no volumes: frames of one plane, no more than there are, grouped by sequence."""
+    make_cohort(tmp_path, (16, 18, 5), train=4, heldout=3, frames=5)
+    assert extract(tmp_path) == {"images_seen": 7 * 5}
+    work, report = audit(tmp_path, blobs(3, (16, 18, 5), seed=5))
+    assert work == {"images_seen": 15}
+    assert (report["samples"], report["sample_slices"], report["real_images"], report["real_slices"]) == (3, 15, 3, 15)
+    assert report["slices_per_volume"] == 6
+    assert report["ms_ssim"] < 1
+    assert report["not_computed"] == ""
+    assert report["kid_efficientnet_lite0_std"] > 0  # over three sequences, not fifteen frames
+    assert audit(tmp_path, blobs(2, (16, 18, 5), seed=5))[1]["kid_efficientnet_lite0_std"] is None
+
+
+def test_stacks_over_time(tmp_path: Path) -> None:
+    make_cohort(tmp_path, (3, 16, 18, 5), train=4, heldout=3, frames=5)
+    assert extract(tmp_path) == {"images_seen": 7 * 6}
+    _, report = audit(tmp_path, blobs(3, (3, 16, 18, 5), seed=5))
+    assert (report["sample_slices"], report["real_slices"], report["not_computed"]) == (18, 18, "")
+    with pytest.raises(ValueError, match=r"samples are \(3, 16, 18, 4\), .* \(3, 16, 18, 5\); sample again"):
+        audit(tmp_path, blobs(2, (3, 16, 18, 4)))
+    with pytest.raises(ValueError, match=r"samples\.npy: expected sequences .* found \(2, 1, 16, 18\)"):
+        audit(tmp_path, blobs(2, (16, 18)))

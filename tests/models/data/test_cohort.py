@@ -80,6 +80,19 @@ def test_a_3d_cohort_leaves_out_what_is_too_short(folder: Path) -> None:
         prepared(folder, 3, 8, held_out=["short"])
 
 
+def test_volumes_have_the_slices_that_are_asked_for(folder: Path) -> None:
+    cohort = prepared(folder, 3, 16, slices=8)
+    assert cohort.train.shape == (2, 1, 8, 16, 16)
+    assert (cohort.info["shape"], cohort.info["resolution"]) == ([8, 16, 16], 16)
+    assert cohort.info["spacing_mm"] == [5.0, 3.0, 3.0]  # 40 mm by 48 by 48
+    cube = prepared(folder, 3, 16, "cube")
+    assert cube.info["spacing_mm"] == [2.5, 3.0, 3.0]
+    pairs = cube.train.reshape(2, 1, 8, 2, 16, 16).mean(3)
+    np.testing.assert_allclose(cohort.train[:, :, 1:-1], pairs[:, :, 1:-1], atol=0.01)  # the images end at the ends
+    flat = prepared(folder, 2, 16, "flat", slices=8)
+    assert flat.train.shape[1:] == (1, 16, 16)  # pictures have none
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_copies_are_of_training_images_only_and_repeat(folder: Path, dims: int) -> None:
     augment = {"copies_2d": 3, "copies_3d": 3, "rotate_degrees": 8, "scale": 0.1, "shift_mm": 4, "gamma": 0.1}
@@ -207,6 +220,8 @@ def test_medmnist_in_3d(tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", train_images=volumes, val_images=volumes, test_images=volumes)
     cohort = prepared(tmp_path / "set.npz", 3, 12, source="medmnist")
     np.testing.assert_allclose(cohort.train[:, 0], volumes / 127.5 - 1, atol=1e-4)
+    flat = prepared(tmp_path / "set.npz", 3, 12, "flat", source="medmnist", slices=6)
+    assert (flat.train.shape, flat.info["shape"]) == ((3, 1, 6, 12, 12), [6, 12, 12])
     with pytest.raises(ValueError, match=r"set\.npz: train_images has shape .* not 2D pictures"):
         prepared(tmp_path / "set.npz", 2, 12, source="medmnist")
 

@@ -11,8 +11,6 @@ from models.data import sequences as module
 from models.data.cine import Cine
 from models.data.sequences import (
     CREDITS,
-    MADE_UP,
-    SOURCES,
     Grid,
     about_sequence,
     augmented,
@@ -23,6 +21,7 @@ from models.data.sequences import (
     sequence_spacing_mm,
     write_sequences,
 )
+from models.data.shapes import MADE_UP, SEQUENCES
 from models.data.transforms import Augment
 from tests.models.data.test_cine_folders import write_acdc, write_mnms2
 from tests.models.data.test_ventricle import heart
@@ -146,7 +145,7 @@ def test_missing_paths_and_numbers_are_named() -> None:
 
 
 def test_what_is_made_up_says_so() -> None:
-    assert set(MADE_UP) < set(SOURCES)
+    assert set(MADE_UP) < set(SEQUENCES)
     assert all(CREDITS[source].startswith("SYNTHETIC") for source in MADE_UP)
 
 

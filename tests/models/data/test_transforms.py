@@ -51,7 +51,7 @@ def test_a_mark_at_the_left_back_head_corner_comes_out_there(codes: str) -> None
     assert turned.image.shape == (1, 12, 10, 8)
     assert np.unravel_index(int(turned.image.argmax()), turned.image.shape) == (0, 11, 9, 7)
 
-    cube = resample_volume(turned, 12, np.array([1.0, 1.0, 1.0]), np.eye(4)[None])[0, 0]  # (D, H, W)
+    cube = resample_volume(turned, (12,) * 3, np.array([1.0, 1.0, 1.0]), np.eye(4)[None])[0, 0]  # (D, H, W)
     assert np.unravel_index(cube.argmax(), cube.shape) == (
         9,
         10,
@@ -71,7 +71,7 @@ def test_an_oblique_volume_is_turned_to_the_patient_axes() -> None:
     index = np.stack([*np.indices((60, 60, 20)), np.ones((60, 60, 20))])
     left_mm = -np.tensordot(affine, index, 1)[0]
     turned = orient(volume(left_mm + 200, affine), (0.0, 400.0))
-    cube = resample_volume(turned, 16, np.array([2.0, 2.0, 2.0]), np.eye(4)[None])[0, 0]
+    cube = resample_volume(turned, (16,) * 3, np.array([2.0, 2.0, 2.0]), np.eye(4)[None])[0, 0]
     step = np.diff(cube, axis=2) * 400
     np.testing.assert_allclose(step, 2.0, atol=0.02)
     np.testing.assert_allclose(np.diff(cube, axis=1), 0, atol=1e-4)
@@ -95,10 +95,42 @@ def test_spacing_is_met_at_any_ratio(source_mm: tuple[float, float, float], targ
     array = sum(s * m for s, m in zip(slope, mm, strict=True)) + 500
     turned = orient(volume(array, affine_of("LPS", source_mm, shape)), (0.0, 1000.0))
     turned = type(turned)(turned.image, turned.affine, turned.spacing_mm, (np.array(shape) - 1) / 2)
-    cube = resample_volume(turned, 4, np.full(3, target_mm), np.eye(4)[None])[0, 0] * 1000
+    cube = resample_volume(turned, (4,) * 3, np.full(3, target_mm), np.eye(4)[None])[0, 0] * 1000
     place = (np.arange(4) - 1.5) * target_mm
     z, y, x = np.meshgrid(place, place, place, indexing="ij")
     np.testing.assert_allclose(cube, 500 + slope[0] * x + slope[1] * y + slope[2] * z, atol=0.2)
+
+
+def test_a_flat_box_shows_what_the_cube_shows_with_its_slices_averaged_in_pairs() -> None:
+    """Both are also held against the image's own formula: waves of 90 to 130 mm, which blur hardly weakens."""
+    lengths_mm, shape, spacing_mm = np.array([90.0, 110.0, 130.0]), (50, 44, 36), (4.0, 4.0, 5.0)
+    mm = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, spacing_mm, strict=True)]
+
+    def waves(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+        phases = [2 * np.pi * place / length for place, length in zip((x, y, z), lengths_mm, strict=True)]
+        return 50 + 15 * np.sin(phases[0]) + 15 * np.sin(phases[1]) + 15 * np.sin(phases[2])
+
+    array = waves(*np.meshgrid(*mm, indexing="ij"))
+    turned = orient(volume(array, affine_of("LPS", spacing_mm, shape)), WINDOW)
+    turned = type(turned)(turned.image, turned.affine, turned.spacing_mm, (np.array(shape) - 1) / 2)
+    view_mm = np.array([144.0, 144.0, 120.0])
+    box = resample_volume(turned, (24, 48, 48), view_mm / (48, 48, 24), np.eye(4)[None])[0, 0]
+    cube = resample_volume(turned, (48, 48, 48), view_mm / 48, np.eye(4)[None])[0, 0]
+    assert box.shape == (24, 48, 48)
+    np.testing.assert_allclose(box, cube.reshape(24, 2, 48, 48).mean(1), atol=0.005)
+    z, y, x = np.meshgrid((np.arange(24) - 11.5) * 5, *[(np.arange(48) - 23.5) * 3] * 2, indexing="ij")
+    np.testing.assert_allclose(box, waves(x, y, z) / 100, atol=0.01)
+
+
+def test_pictures_take_any_shape() -> None:
+    """A ramp along each axis keeps its ends and its slope."""
+    ramp = torch.linspace(0, 1, 12)
+    stack = ramp[:, None, None].expand(12, 12, 12) * 0.6 + ramp[None, None, :] * 0.4  # (D, H, W)
+    still = np.eye(4)[None]
+    flat = resample_pictures(stack[None].contiguous(), (6, 12, 12), still)[0, 0]
+    assert flat.shape == (6, 12, 12)
+    expected = stack.numpy().reshape(6, 2, 12, 12).mean(1)
+    np.testing.assert_allclose(flat[1:-1], expected[1:-1], atol=1e-4)  # blur reaches over the ends
 
 
 def test_a_checkerboard_finer_than_the_grid_becomes_grey_not_moire() -> None:
@@ -173,9 +205,9 @@ def test_a_shift_moves_the_picture_by_as_much() -> None:
     picture[0, 4, 4] = 1.0
     motion = np.eye(3)
     motion[:2, 2] = [40.0, -80.0]  # x, y of 360 mm: one pixel right, two up is where the result looks
-    moved = resample_pictures(picture, 9, motion[None])[0, 0]
+    moved = resample_pictures(picture, (9, 9), motion[None])[0, 0]
     assert np.unravel_index(moved.argmax(), moved.shape) == (6, 3)
-    np.testing.assert_allclose(resample_pictures(picture, 9, np.eye(3)[None])[0, 0], picture[0], atol=1e-6)
+    np.testing.assert_allclose(resample_pictures(picture, (9, 9), np.eye(3)[None])[0, 0], picture[0], atol=1e-6)
 
 
 def test_gamma_keeps_black_and_white() -> None:
