@@ -32,8 +32,7 @@ from models.diffusion.sampling import make_scheduler, sample_latents
 from models.loop import Training, make_accelerator, train
 from models.networks.autoencoder import build_autoencoder
 from models.networks.denoiser import build_denoiser
-from models.networks.sizes import downsampling
-from models.networks.sizes import UNET_SIZES
+from models.networks.sizes import UNET_SIZES, downsampling
 from models.networks.unet import UNet
 
 CONFIG = Path(__file__).parents[1] / "config/config.yaml"

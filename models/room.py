@@ -97,16 +97,22 @@ def room_for_autoencoder(
 
 
 def room_for_diffusion(
-    plan: dict[str, Any], settings: dict[str, Any], training: dict[str, Any], network: nn.Module, latents: Shape
+    plan: dict[str, Any],
+    settings: dict[str, Any],
+    training: dict[str, Any],
+    network: nn.Module,
+    latents: Shape,
+    section: str = "diffusion",
 ) -> None:
     """Refuse to train a denoiser that would not fit.
 
     Args:
         plan: row with `model`, `spatial_dims`, `devices`.
-        settings: the config's `diffusion`.
+        settings: the config's `diffusion`, or another section with its batch size.
         training: the config's `training`.
         network: what will be trained.
         latents: (N, C, *latent), padded, all of which the host holds.
+        section: of the settings.
 
     Raises:
         ValueError: as `room_for_autoencoder`.
@@ -119,7 +125,7 @@ def room_for_diffusion(
     asked = Settings(machine, checkpointing=training["activation_checkpointing"], items=latents[0] if on_cpu else 0)
     data_gb = math.prod(latents) * 4 / GB if on_cpu else 0.0
     bound_gb = data_gb + bound_of(network, batch * math.prod(latents[2:]), COPIES_IN_TRAINING)
-    keys = partial(keys_of, section="diffusion", dims=dims, processes=devices)
+    keys = partial(keys_of, section=section, dims=dims, processes=devices)
     room = room_here(machine.device, data_gb + weights_of(network), devices)
     check_room(f"training {plan['model']}", stage, asked, room, bound_gb, keys)
 

@@ -19,6 +19,7 @@ from models.networks.dit import DiT
 from models.networks.presets import PRESETS
 from models.networks.sizes import UNET_SIZES
 from models.padding import pad_to
+from models.recompute import with_checkpointing
 from models.work import count_flops
 
 
@@ -44,6 +45,33 @@ def build_branch(
     factors = (side // cells for side, cells in zip(mask_shape, of_base["latent_shape"], strict=True))
     channels = embedding_channels(settings, factors)
     return LightControlNet(base, size, labels, mask_shape, settings["ratio"], channels, settings["initial_stride"])  # type: ignore[arg-type]
+
+
+def checkpoint_activations(network: Controlled) -> None:
+    """Keep no activations inside blocks for the backward pass, neither of the branch nor of its base."""
+    with_checkpointing(network.base if isinstance(network.base, DiT) else network)
+
+
+class WithoutMasks(nn.Module):
+    """A branch and its denoiser as a denoiser, with empty masks: takes the memory that it takes with others."""
+
+    def __init__(self, network: Controlled) -> None:
+        super().__init__()
+        self.network = network
+
+    @property
+    def checkpointing(self) -> bool:
+        """Asked for by setting it, as of other networks; see `models.recompute.with_checkpointing`."""
+        return False
+
+    @checkpointing.setter
+    def checkpointing(self, _: bool) -> None:
+        checkpoint_activations(self.network)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:  # (N, C, *latent), (N,) -> (N, C, *latent)
+        """Predict for latents at noise levels."""
+        prediction: Tensor = self.network(x, t, x.new_zeros((len(x), self.network.labels, *self.network.image_shape)))
+        return prediction
 
 
 def mask_channels(masks: Tensor, labels: int, mask_shape: tuple[int, ...]) -> Tensor:

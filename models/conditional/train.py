@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from models import checkpoint
 from models.autoencode import load_autoencoder
-from models.conditional.branch import branch_flops, build_branch, digest_of, mask_channels, save_branch
+from models.conditional.branch import (
+    WithoutMasks,
+    branch_flops,
+    build_branch,
+    checkpoint_activations,
+    digest_of,
+    mask_channels,
+    save_branch,
+)
 from models.control import control_of
 from models.data.cohort import load_cohort
 from models.data.masks import Thresholds, label_map, thresholds
@@ -21,9 +29,8 @@ from models.files import atomic_path
 from models.loop import Loss, Training, make_accelerator, train
 from models.networks.control import drop_labels
 from models.networks.denoiser import count_parameters
-from models.networks.dit import DiT
 from models.padding import pad_to
-from models.recompute import with_checkpointing
+from models.room import room_for_diffusion
 from models.train import level_depths, load_denoiser
 from models.work import Work
 
@@ -58,7 +65,8 @@ def train_control(
         control_path: file that may tell it to pause or stop, see `models.control`.
 
     Raises:
-        ValueError: if labels do not go with the cohort's window, or latents and images are not of one cohort.
+        ValueError: if labels do not go with the cohort's window, latents and images are not of one cohort, or the
+            memory is too small.
         StoppedError: if told to stop; a checkpoint is written.
     """
     cohort, cached = load_cohort(cohort_dir), checkpoint.load(latents_path)
@@ -75,10 +83,12 @@ def train_control(
     torch.manual_seed(plan["seed"])  # of the initial weights
     network = build_branch(base, of_base, settings, len(ranges), mask_shape)
     if training["activation_checkpointing"]:
-        with_checkpointing(base if isinstance(base, DiT) else network)
+        checkpoint_activations(network)
     encoder_depths = [mask_shape[0] // 2**level for level in range(len(settings["channels"]) * (dims == "3d"))]
     accelerator = make_accelerator(training["precision"], [*level_depths(plan, latent_shape), *encoder_depths])
-    latents = pad_to(cached["latents"], latent_shape).to(accelerator.device)  # (N, C, *latent)
+    latents = pad_to(cached["latents"], latent_shape)  # (N, C, *latent), on the host, which has more memory
+    shape, alone = tuple(latents.shape), {**plan, "devices": 1, "model": f"{plan['model']} control"}
+    room_for_diffusion(alone, settings, training, WithoutMasks(network), shape, section="control")
     loss = objective(latents, cohort.train, ranges, mask_shape, settings, ForwardProcess(of_base["settings"]))
     length = Training(
         images=settings["images"][dims],

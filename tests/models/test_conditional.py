@@ -383,3 +383,11 @@ def test_an_embedding_has_as_many_levels_as_it_takes():
     assert taken(2, 4) == [8, 16]
     with pytest.raises(ValueError, match="downsampling, 2 and 4"):
         embedding_channels({"channels": [8, 16, 32], "initial_stride": 1}, (2, 4))
+
+
+def test_too_little_memory_for_a_branch_is_told_before_it_is_trained(begun, tmp_path):
+    folder, plan = begun
+    told = r"training .* control: predicted to take .*; would fit: .*control\.batch_size\.2d: \d+"
+    with pytest.raises(ValueError, match=told):
+        train_branch(folder, plan, tmp_path, batch_size=both(2**19))
+    assert not (tmp_path / "control.pt").exists()

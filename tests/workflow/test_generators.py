@@ -1,4 +1,4 @@
-"""Studies of the published generators, tiny: hearts over time, and volumes that follow masks, from config to dashboard."""
+"""Studies of the published generators, tiny: hearts over time, volumes that follow masks; from config to dashboard."""
 
 import json
 from pathlib import Path
