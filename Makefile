@@ -28,7 +28,8 @@ study: $(BIN)/.study  ## run the default study (or STUDY=overlay.yaml) and print
 	@cat results/summary.txt
 
 test: $(BIN)/.dev     ## all tests, the tiny study included
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests/models -n 2 --dist loadfile  # computes and measures nothing: two at a time
+	$(BIN)/python -m pytest tests --ignore tests/models
 
 lint: $(BIN)/.dev     ## ruff, mypy, snakefmt, snakemake --lint
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

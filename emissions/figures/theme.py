@@ -7,6 +7,7 @@ text keeps a contrast of at least 4.5 on white. Symbols repeat what colour says.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ RULE = "#e3e8ec"
 PAPER = "#ffffff"
 
 PHASE_COLOURS = {"data": "#9aa8b5", "training": "#2f6690", "generation": "#e08a1e", "audit": "#6aa79b"}
-FAMILY_COLOURS = {"unet": "#6b4fa0", "dit": "#189a87"}
+FAMILY_COLOURS = {"unet": "#6b4fa0", "dit": "#189a87", "unet-slices": "#c2571a"}
 COMPONENT_COLOURS = {"cpu": "#2f6690", "gpu": "#6aa79b", "ram": "#d9a441"}
 # Told apart by lightness first: what was kept is pale, what was lost is dark.
 KEPT_COLOUR, WASTED_COLOUR = "#9db4c8", "#8c2d04"
@@ -40,7 +41,7 @@ INTENSITY_SCALE = [
 # Below and above a zone's own mean: blue and orange, never red and green.
 SWING_SCALE = [[0.0, "#1f5f8b"], [0.25, "#8fb8d1"], [0.5, "#f7f6f3"], [0.75, "#eab676"], [1.0, "#b35806"]]
 
-FAMILY_NAMES = {"unet": "U-Net", "dit": "DiT"}
+FAMILY_NAMES = {"unet": "U-Net", "dit": "DiT", "unet-slices": "U-Net by slice"}
 SAMPLER_NAMES = {"ddpm": "DDPM", "ddim": "DDIM", "dpmpp": "DPM-Solver++", "euler": "Euler", "heun": "Heun"}
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -234,8 +235,9 @@ def stage_name(stage: str) -> str:
 
 
 def size_rank(size: str) -> int:
-    """Sizes in the order of their width; unknown ones last."""
-    return _SIZE_ORDER.index(size.lower()) if size.lower() in _SIZE_ORDER else len(_SIZE_ORDER)
+    """Sizes in the order of their width, those of published generators too ("voldit-S/4"); unknown ones last."""
+    parts = re.split("[-/]", size.lower())
+    return next((_SIZE_ORDER.index(part) for part in parts if part in _SIZE_ORDER), len(_SIZE_ORDER))
 
 
 def a_unit(kind: str) -> str:

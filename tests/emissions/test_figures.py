@@ -296,3 +296,10 @@ def test_text_has_enough_contrast_on_white(colour: str) -> None:
 def test_the_intensity_scale_darkens_all_the_way() -> None:
     luminance = [_luminance(colour) for _, colour in theme.INTENSITY_SCALE]
     assert luminance == sorted(luminance, reverse=True)
+
+
+def test_sizes_of_published_generators_have_the_order_of_their_letters():
+    sizes = ["medlord", "voldit-L/2", "tiny", "voldit-XS/4", "cardiodit-B", "nano", "voldit-S/4"]
+    assert sorted(sizes, key=theme.size_rank) == [
+        "nano", "tiny", "voldit-XS/4", "voldit-S/4", "cardiodit-B", "voldit-L/2", "medlord",
+    ]  # fmt: skip

@@ -16,7 +16,7 @@ study: {name: hearts, title: Hearts}
 images:
   {name: phantom, source: phantom, sequences: 6, frames: 4, slices: 3, field_of_view_mm: [140, 140, 72],
    slice_step_mm: 24, held_out: 0.34, window: null}
-matrix: {family: [dit, unet-slices], spatial_dims: [3], resolution: [16], include: []}
+matrix: {family: [unet-slices], spatial_dims: [3], resolution: [16], include: []}
 autoencoder: {kind: vq, channels: {3d: [16, 16]}, codes: 16}
 diffusion: {patch: [1, 2, 2, 1]}
 """
