@@ -275,7 +275,7 @@ def shape_of(text: str) -> tuple[int, ...]:
 def main() -> None:
     """Measure, and print a table or JSON."""
     parser = argparse.ArgumentParser(
-        description="Memory, time and energy of a volume of MedLoRD's; about a quarter of an hour on two quiet cores.",
+        description="Memory, time and energy of a volume of MedLoRD's; about eleven minutes on two quiet cores.",
         epilog="example: python benchmarks/memory.py --image 256x256x128 --json > memory.json",
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")

@@ -81,9 +81,9 @@ def kind_of(info: Mapping[str, Any]) -> str:
 
 
 def _shape_text(info: Mapping[str, Any]) -> str:
-    """A cohort's shape; of sequences, which need not be as long as they are wide, all sides."""
+    """A cohort's shape; all sides, where they are not one length, as those of sequences."""
     kind = kind_of(info)
-    if kind == "sequence":
+    if kind == "sequence" or len(set(info["shape"])) > 1:
         sides = " \N{MULTIPLICATION SIGN} ".join(map(str, info["shape"]))
         return f"{dims_name(info['spatial_dims'], kind)} {sides}"
     return shape_name(info["spatial_dims"], info["resolution"], kind)
