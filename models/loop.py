@@ -42,6 +42,20 @@ class Training:
     checkpoint_every_s: float = 60.0
     seed: int = 0
 
+    @classmethod
+    def of(cls, settings: dict[str, Any], training: dict[str, Any], dims: str, seed: int) -> "Training":
+        """As the config's `diffusion` or `control` and its `training` say, for `2d` or `3d`."""
+        return cls(
+            images=settings["images"][dims],
+            batch_size=settings["batch_size"][dims],
+            learning_rate=settings["learning_rate"],
+            warmup_images=settings["warmup_images"],
+            ema_decay=settings["ema_decay"],
+            precision=training["precision"],
+            checkpoint_every_s=training["checkpoint_every_s"],
+            seed=seed,
+        )
+
 
 @dataclass(frozen=True)
 class Trained:

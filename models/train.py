@@ -136,16 +136,7 @@ def train_here(
         prediction = denoiser(process.add_noise(x, noise, t), t)  # (N, C, *latent)
         return F.smooth_l1_loss(prediction.float(), process.target(x, noise, t))
 
-    length = Training(
-        images=settings["images"][dims],
-        batch_size=settings["batch_size"][dims],
-        learning_rate=settings["learning_rate"],
-        warmup_images=settings["warmup_images"],
-        ema_decay=settings["ema_decay"],
-        precision=training["precision"],
-        checkpoint_every_s=training["checkpoint_every_s"],
-        seed=plan["seed"],
-    )
+    length = Training.of(settings, training, dims, plan["seed"])
     resume_path = Path(model_path).with_name("checkpoint.pt")
     identity = checkpoint.identity_of(plan, settings, cached["scale"], list(latents.shape))
     control = control_of(control_path)

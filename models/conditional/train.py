@@ -90,16 +90,7 @@ def train_control(
     shape, alone = tuple(latents.shape), {**plan, "devices": 1, "model": f"{plan['model']} control"}
     room_for_diffusion(alone, settings, training, WithoutMasks(network), shape, section="control")
     loss = objective(latents, cohort.train, ranges, mask_shape, settings, ForwardProcess(of_base["settings"]))
-    length = Training(
-        images=settings["images"][dims],
-        batch_size=settings["batch_size"][dims],
-        learning_rate=settings["learning_rate"],
-        warmup_images=settings["warmup_images"],
-        ema_decay=settings["ema_decay"],
-        precision=training["precision"],
-        checkpoint_every_s=training["checkpoint_every_s"],
-        seed=plan["seed"],
-    )
+    length = Training.of(settings, training, dims, plan["seed"])
     resume_path = Path(branch_path).with_name("control_checkpoint.pt")
     base_digest = digest_of(of_base["weights"])
     order = list(settings["labels"])  # which is that of the channels, and no part of the identity of a mapping

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.data.bundled import cache_folder
 from models.data.readers import Volume
 from models.data.ventricle import fetch_heart, left_ventricle
 
@@ -47,9 +46,6 @@ def test_a_heart_without_bright_blood_or_another_grid_is_named() -> None:
         left_ventricle(volume, np.ones((4, 4, 4), bool))
 
 
-@pytest.mark.skipif(
-    not (cache_folder() / "images" / "totalsegmentator-2.18.0.tar.gz").exists(), reason="bundled images not fetched"
-)
 def test_the_left_ventricle_of_the_real_angiogram_has_a_size_of_life(tmp_path: Path) -> None:
     volume, whole = fetch_heart()
     found = left_ventricle(volume, whole)
