@@ -1,6 +1,7 @@
 """Studies of the published generators, tiny: hearts over time, volumes that follow masks; from config to dashboard."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +42,21 @@ def finished(folder: Path, text: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hearts(tmp_path_factory):
-    return finished(tmp_path_factory.mktemp("hearts"), HEARTS)
+def both(tmp_path_factory):
+    """Results of both studies, which run side by side: starting jobs is most of their work."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("hearts", "masked")]
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(finished, folders, (HEARTS, MASKED)))
 
 
-@pytest.fixture(scope="module")
-def masked(tmp_path_factory):
-    return finished(tmp_path_factory.mktemp("masked"), MASKED)
+@pytest.fixture
+def hearts(both):
+    return both[0]
+
+
+@pytest.fixture
+def masked(both):
+    return both[1]
 
 
 def test_hearts_are_generated_and_their_motion_audited(hearts):
