@@ -21,35 +21,28 @@ from models.networks.control import Controlled
 from models.padding import crop_to, pad_to, padded
 from models.sample import generate_samples
 from models.train import load_denoiser, train_diffusion
+from tests.models.config_files import default_config
 
-TRAINING = {"precision": "fp32", "checkpoint_every_s": 60, "activation_checkpointing": False}
-AUTOENCODER = {
+CONFIG = default_config()
+TRAINING = CONFIG["training"] | {"precision": "fp32"}
+AUTOENCODER = CONFIG["autoencoder"] | {
     "kind": "vq",
     "channels": {"2d": [8, 8], "3d": [8, 8]},
     "latent_channels": {"2d": 4, "3d": 4},
-    "kl_weight": 0,
     "codes": 16,
     "codebook_decay": 0.9,
-    "strides": None,
-    "perceptual_weight": 0,
-    "spectral_weight": 0,
-    "adversarial_weight": 0,
     "discriminator": {"channels": 8, "layers": 1, "kernel": 4, "rate": 0.5, "warmup": 0.2},
     "images": {"2d": 8, "3d": 8},
     "batch_size": {"2d": 4, "3d": 4},
     "crop": {"2d": 8, "3d": 8},
     "learning_rate": {"2d": 1e-3, "3d": 1e-3},
 }
-DIFFUSION = {
-    "noise_schedule": "cosine",
+DIFFUSION = CONFIG["diffusion"] | {
     "timesteps": 20,
-    "prediction": "v_prediction",
     "images": {"2d": 8, "3d": 8},
     "batch_size": {"2d": 4, "3d": 4},
-    "learning_rate": 1e-3,
     "warmup_images": 4,
     "ema_decay": 0.9,
-    "patch": 2,
 }
 SLICES_BY_FRAMES = (3, 16, 16, 8)  # (D, H, W, T)
 

@@ -20,33 +20,25 @@ from models.control import StoppedError
 from models.loop import LOOK_EVERY_BATCHES
 from models.sample import generate_samples
 from models.train import train_diffusion, train_here
+from tests.models.config_files import default_config
 
-AUTOENCODER = {
-    "kind": "kl",
-    "perceptual_weight": 0,
-    "spectral_weight": 0,
-    "adversarial_weight": 0,
-    "discriminator": {"channels": 8, "layers": 1, "kernel": 4, "rate": 0.5, "warmup": 0.2},
+CONFIG = default_config()
+AUTOENCODER = CONFIG["autoencoder"] | {
     "channels": {"2d": [16, 16], "3d": [16, 16]},
     "latent_channels": {"2d": 2, "3d": 2},
-    "kl_weight": 1e-6,
     "images": {"2d": 64, "3d": 16},
     "batch_size": {"2d": 8, "3d": 2},
     "crop": {"2d": None, "3d": 8},
     "learning_rate": {"2d": 1e-3, "3d": 1e-3},
 }
-DIFFUSION = {
-    "noise_schedule": "cosine",
+DIFFUSION = CONFIG["diffusion"] | {
     "timesteps": 20,
-    "prediction": "v_prediction",
     "images": {"2d": 64, "3d": 32},
     "batch_size": {"2d": 8, "3d": 8},
-    "learning_rate": 1e-3,
     "warmup_images": 8,
     "ema_decay": 0.9,
-    "patch": 2,
 }
-TRAINING = {"precision": "fp32", "checkpoint_every_s": 60, "activation_checkpointing": False}
+TRAINING = CONFIG["training"] | {"precision": "fp32"}
 
 
 @pytest.fixture(autouse=True)
